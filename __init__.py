@@ -1,0 +1,1 @@
+"""p2pnode: train a PyTorch model together, peer to peer, without a coordinator."""
