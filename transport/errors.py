@@ -1,0 +1,75 @@
+"""Every error of this folder, as one tree.
+
+    TransportError
+    ├── WireError            bytes that are not strict CBOR, or not the fields we expect
+    ├── IdentityError        key files and peer IDs
+    ├── EnvelopeError        not a COSE_Sign1 envelope of ours
+    │   └── BadSignature     one that its key did not sign
+    ├── ManifestError        a manifest that contradicts itself
+    ├── AddressError         text that is not HOST:PORT
+    ├── LinkError            no connection to a peer
+    │   ├── DialError        nobody answered at an address
+    │   ├── ListenError      an address of ours cannot be listened on
+    │   ├── HandshakeError   connected, but it did not prove who it is
+    │   └── LinkClosed       was connected, is no more
+    └── TransferError        a model that did not come over whole
+
+A class's docstring is the sentence that a person reads; str() adds the specifics.
+"""
+
+
+class TransportError(Exception):
+    """Something between the peers went wrong."""
+
+    def __str__(self) -> str:
+        sentence = (type(self).__doc__ or type(self).__name__).partition("\n")[0].rstrip(".")
+        detail = super().__str__()
+        return f"{sentence}: {detail}" if detail else f"{sentence}."
+
+
+class WireError(TransportError):
+    """These bytes are not a message that p2pnode understands."""
+
+
+class IdentityError(TransportError):
+    """The identity cannot be used."""
+
+
+class EnvelopeError(TransportError):
+    """This is not a signed p2pnode envelope."""
+
+
+class BadSignature(EnvelopeError):
+    """The signature does not match."""
+
+
+class ManifestError(TransportError):
+    """The manifest does not describe a model that can be fetched."""
+
+
+class AddressError(TransportError):
+    """This is not an address."""
+
+
+class LinkError(TransportError):
+    """No connection to the other side."""
+
+
+class DialError(LinkError):
+    """Nobody answers at this address."""
+
+
+class ListenError(LinkError):
+    """Cannot listen on this address."""
+
+
+class HandshakeError(LinkError):
+    """The other side did not prove who it is."""
+
+
+class LinkClosed(LinkError):
+    """The connection is closed."""
+
+
+class TransferError(TransportError):
+    """The model did not come over whole."""
