@@ -1,0 +1,182 @@
+"""I/O: TCP connections that become links: accept, dial, shake hands, hand over to NNG.
+
+A stranger costs little: five seconds, one descriptor, a bounded number at a time, and it never
+reaches NNG. Each refusal is counted by reason through `on_reject`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from .address import Address
+from .errors import DialError, HandshakeError, LinkClosed, ListenError
+from .handshake import (
+    HELLO_SIZE,
+    MAGIC_SIZE,
+    PROOF_SIZE,
+    REPLY_SIZE,
+    Acceptor,
+    Dialler,
+    Session,
+)
+from .identity import Identity
+from .link import Handler, Service
+from .sockets import NngLink, tune
+
+# A handshake is one and a half round trips; five seconds is slow even over a satellite.
+HANDSHAKE_SECONDS = 5.0
+# Strangers that may shake hands at once, in all and from one host: a burst of joining peers fits.
+MAX_STRANGERS, MAX_STRANGERS_A_HOST = 128, 32
+
+OnReject = Callable[[str], None]
+
+
+def _ignore(_reason: str) -> None:
+    """Count nothing."""
+
+
+async def _read_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    """Exactly `size` bytes, so that what follows stays in the socket for NNG."""
+    data = bytearray()
+    while len(data) < size:
+        part = await stream.receive_some(size - len(data))
+        if not part:
+            raise HandshakeError("the other end closed during the handshake")
+        data += part
+    return bytes(data)
+
+
+def _address(name: Any) -> Address:
+    """A socket name as an Address; an IPv4 address in IPv6 clothes is shown as IPv4."""
+    host = str(name[0]).split("%")[0]
+    return Address(host.removeprefix("::ffff:"), int(name[1]))
+
+
+def _host_of(stream: trio.SocketStream) -> str:
+    """The host a stranger comes from; it may be gone already."""
+    try:
+        return _address(stream.socket.getpeername()).host
+    except OSError:
+        return "?"
+
+
+class TcpNetwork:
+    """The real `Network`."""
+
+    def __init__(self, identity: Identity, on_reject: OnReject = _ignore) -> None:
+        self._identity = identity
+        self._on_reject = on_reject
+        self._strangers: Counter[str] = Counter()
+
+    async def dial(self, address: Address, service: Service, expect: str | None = None) -> NngLink:
+        """Connect and shake hands; raises DialError or HandshakeError."""
+        stream = await _connect(address)
+        try:
+            session = await _dial_handshake(stream, Dialler(self._identity, service, expect))
+            return _to_link(stream, session, dialled=True)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise HandshakeError("the other end closed during the handshake") from None
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def listen(
+        self, address: Address, service: Service, handler: Handler, *, task_status: Any
+    ) -> None:
+        """Accept for ever; one task a link; raises ListenError."""
+        try:
+            listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+        except OSError as error:
+            raise ListenError(_why_no_listener(address, error)) from None
+        port = listeners[0].socket.getsockname()[1]
+        task_status.started(Address(address.host, port))
+        await trio.serve_listeners(partial(self._welcome, service, handler), listeners)
+
+    async def _welcome(self, service: Service, handler: Handler, stream: trio.SocketStream) -> None:
+        """One accepted connection, from stranger to closed link; never raises for its mistakes."""
+        link = await self._admit(service, stream)
+        if link is None:
+            return
+        try:
+            await handler(link)
+        except LinkClosed:
+            pass  # how every link ends
+        finally:
+            await link.aclose()
+
+    async def _admit(self, service: Service, stream: trio.SocketStream) -> NngLink | None:
+        """Shake hands with a stranger, within the limits; None (and counted) when that fails."""
+        host = _host_of(stream)
+        try:
+            self._strangers[host] += 1
+            self._check_room(host)
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                session = await _accept_handshake(stream, Acceptor(self._identity, service, None))
+            return _to_link(stream, session, dialled=False)
+        except (HandshakeError, LinkClosed, OSError, trio.BrokenResourceError) as error:
+            self._on_reject(f"handshake: {error}" if str(error) else "handshake: broken off")
+        except trio.TooSlowError:
+            self._on_reject("handshake: too slow")
+        finally:
+            self._strangers[host] -= 1
+            self._strangers += Counter()  # drops the zeros
+            await trio.aclose_forcefully(stream)
+        return None
+
+    def _check_room(self, host: str) -> None:
+        full = self._strangers.total() > MAX_STRANGERS
+        if full or self._strangers[host] > MAX_STRANGERS_A_HOST:
+            raise HandshakeError("too many strangers at once")
+
+
+async def _connect(address: Address) -> trio.SocketStream:
+    try:
+        return await trio.open_tcp_stream(address.host, address.port)
+    except socket.gaierror as error:
+        raise DialError(f"{address}: no such host ({error.strerror})") from None
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise DialError(f"{address}: {(cause.strerror or str(error)).lower()}") from None
+
+
+async def _dial_handshake(stream: trio.SocketStream, dialler: Dialler) -> Session:
+    await stream.send_all(dialler.hello())
+    first = await _read_exactly(stream, MAGIC_SIZE)
+    dialler.check_magic(first)
+    proof, session = dialler.finish(first + await _read_exactly(stream, REPLY_SIZE - MAGIC_SIZE))
+    await stream.send_all(proof)
+    return session
+
+
+async def _accept_handshake(stream: trio.SocketStream, acceptor: Acceptor) -> Session:
+    hello = await _read_exactly(stream, HELLO_SIZE)
+    try:
+        reply = acceptor.reply(hello)
+    except HandshakeError:
+        await stream.send_all(acceptor.refusal())
+        raise
+    await stream.send_all(reply)
+    return acceptor.finish(await _read_exactly(stream, PROOF_SIZE))
+
+
+def _to_link(stream: trio.SocketStream, session: Session, *, dialled: bool) -> NngLink:
+    """Give the socket to NNG; the stream is empty afterwards."""
+    tune(stream.socket)
+    remote = _address(stream.socket.getpeername())
+    return NngLink(stream.socket.detach(), session, remote, dialled)
+
+
+def _why_no_listener(address: Address, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{address} is taken by another program: choose another with --listen HOST:PORT"
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"{address} is not an address of this machine: give one of its own to --listen"
+    if error.errno == errno.EACCES:
+        return f"{address} needs rights that you don't have: choose a port above 1023"
+    return f"{address}: {error.strerror or error}"

@@ -1,0 +1,155 @@
+"""I/O: links over NNG. The only user of pynng; its traps are handled here and nowhere else.
+
+trio owns a connection until the handshake is done; then its descriptor goes to NNG through the
+`socket://` listener, one plain Pair1 a peer. NNG frames the messages, buffers a few, and works in
+threads of its own. What has to be known of pynng 0.9 for that (each point was seen):
+
+- A Pair1 outlives its pipe and waits for another, which can't come. So the removal of the pipe
+  ends the link: what has arrived is still read, then LinkClosed.
+- A failed or cancelled send leaves the message with the caller, and pynng forgets to free it.
+- Received bytes live in NNG's message: a Piece keeps its message alive (`owner`).
+- `recv_max_size` is unlimited by default: a stranger could declare gigabytes. It is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pynng
+import trio
+from pynng import ffi, lib
+
+from .address import Address
+from .errors import HandshakeError, LinkClosed, WireError
+from .handshake import Session
+from .link import CONTROL_LIMIT, DATA_KIND, HEADER_SIZE, PIECE_LIMIT, Piece, read_piece
+
+# A frame is one kind byte and a sealed control message, or a header and a piece.
+FRAME_LIMIT = max(CONTROL_LIMIT + 64, HEADER_SIZE + PIECE_LIMIT)
+# Messages that NNG keeps ready for us and for the network: enough to overlap disk and network,
+# few enough that an offer isn't stuck behind many chunks.
+RECEIVE_BUFFER, SEND_BUFFER = 4, 1
+# The kernel finds a host that vanished (no FIN, no RST) within 5 s: two idle seconds, then three
+# unanswered probes a second apart; data that nobody acknowledges for 5 s ends the connection too.
+KEEPALIVE = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
+UNACKNOWLEDGED_MS = 5000
+
+_CONTROL = b"\x00"
+
+
+def tune(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Set what a link's TCP socket needs: no delay, and death noticed within 5 s."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*KEEPALIVE, ("TCP_USER_TIMEOUT", UNACKNOWLEDGED_MS)):
+        if hasattr(socket, name):  # macOS lacks some; its defaults are slower, not wrong
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _check(error: int) -> None:
+    if error:
+        raise LinkClosed(ffi.string(lib.nng_strerror(error)).decode())
+
+
+def _hand_over(descriptor: int) -> pynng.Pair1:
+    """A Pair1 that speaks over a connected socket; NNG owns the descriptor from here on."""
+    pair = pynng.Pair1(
+        recv_max_size=FRAME_LIMIT, recv_buffer_size=RECEIVE_BUFFER, send_buffer_size=SEND_BUFFER
+    )
+    listener = ffi.new("nng_listener *")
+    try:
+        _check(lib.nng_listener_create(listener, pair.socket, b"socket://"))
+        _check(lib.nng_listener_set_size(listener[0], b"recv-size-max", FRAME_LIMIT))
+        _check(lib.nng_listener_start(listener[0], 0))
+        _check(lib.nng_listener_set_int(listener[0], b"socket:fd", descriptor))
+    except BaseException:
+        pair.close()
+        raise
+    return pair
+
+
+class NngLink:
+    """A `Link` over NNG. Must be made inside trio, from a blocking or trio-owned descriptor."""
+
+    def __init__(self, descriptor: int, session: Session, remote: Address, dialled: bool) -> None:
+        self.peer, self.remote, self.dialled = session.peer, remote, dialled
+        self._session = session
+        self._token = trio.lowlevel.current_trio_token()
+        self._lost = False
+        self._waiting: trio.CancelScope | None = None
+        self._pair = _hand_over(descriptor)
+        self._pair.add_post_pipe_remove_cb(self._pipe_removed)
+
+    def _pipe_removed(self, _pipe: object) -> None:
+        """Called in one of NNG's threads when the connection is gone."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._on_lost)
+
+    def _on_lost(self) -> None:
+        self._lost = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def send(self, message: bytes) -> None:
+        """Send a control message, sealed."""
+        if len(message) > CONTROL_LIMIT:
+            raise WireError(f"a control message of {len(message)} bytes")
+        await self._send(pynng.Message(_CONTROL + self._session.sender.seal(message)))
+
+    async def send_piece(self, piece: Piece) -> None:
+        """Send model bytes behind their header."""
+        message = pynng.Message(piece.header())
+        _check(lib.nng_msg_append(message._nng_msg, ffi.from_buffer(piece.body), len(piece.body)))
+        await self._send(message)
+
+    async def _send(self, message: pynng.Message) -> None:
+        if self._lost:
+            raise LinkClosed
+        try:
+            await self._pair.asend_msg(message)
+        except BaseException as error:
+            message._mem_freed = False  # it stayed ours: let its destructor free it
+            if isinstance(error, pynng.NNGException):
+                raise LinkClosed from None
+            raise
+
+    async def receive(self) -> bytes:
+        """The next control message."""
+        message = await self.receive_any()
+        if isinstance(message, Piece):
+            raise LinkClosed("model bytes where a message was due")
+        return message
+
+    async def receive_any(self) -> bytes | Piece:
+        """The next control message or piece; anything else ends the link."""
+        message = await self._next()
+        view = memoryview(message._buffer)
+        try:
+            if len(view) and view[0] == DATA_KIND:
+                return read_piece(view, message)
+            if len(view) and view[0] == _CONTROL[0]:
+                return self._session.receiver.open(view[1:])
+            raise WireError("an unknown kind of frame")
+        except (WireError, HandshakeError) as error:
+            await self.aclose()
+            raise LinkClosed(str(error)) from None
+
+    async def _next(self) -> pynng.Message:
+        """Wait for a message, or for the loss of the connection; then what is left, then the end."""
+        try:
+            if not self._lost:
+                with trio.CancelScope() as self._waiting:
+                    return await self._pair.arecv_msg()
+            return self._pair.recv_msg(block=False)  # after the loss: what had arrived
+        except pynng.NNGException:
+            raise LinkClosed from None
+        finally:
+            self._waiting = None
+
+    async def aclose(self) -> None:
+        """Close; a send that waits fails with LinkClosed."""
+        self._lost = True
+        self._pair.close()
+        if self._waiting is not None:
+            self._waiting.cancel()
