@@ -1,7 +1,8 @@
-"""What a person can do wrong at the command line.
+"""What a person can do wrong at the command line, as one tree.
 
-CliError
-└── UsageError     flags or verbs that don't exist or don't fit together
+    CliError
+    ├── UsageError     verbs or flags that don't exist or don't fit together
+    └── DemoFailed     the demo ran, and did not show what it should
 """
 
 
@@ -11,3 +12,7 @@ class CliError(Exception):
 
 class UsageError(CliError):
     """The command line is wrong."""
+
+
+class DemoFailed(CliError):
+    """The demo did not show what it should."""
