@@ -61,7 +61,8 @@ def _normal_host(host: str) -> str:
         return _normal_ip(ip_address(host))
     except ValueError:
         name = host.lower().removesuffix(".")
-    if len(name) > NAME_LIMIT or not _NAME.fullmatch(name) or _NUMBER_AT_THE_END.fullmatch(name):
+    plain = host.isascii() and len(name) <= NAME_LIMIT and _NAME.fullmatch(name)
+    if not plain or _NUMBER_AT_THE_END.fullmatch(name):
         raise AddressError(f"{host[:300]!r} is neither an IP address nor a name: {_WRITE}")
     return name
 

@@ -106,5 +106,9 @@ def _kid(header: bytes) -> bytes:
 
 
 def _to_be_signed(kind: Kind, public_key: bytes, payload: bytes) -> bytes:
-    """The Sig_structure of RFC 9052 section 4.4."""
-    return wire.encode(["Signature1", _HEADER + public_key, _CONTEXT + kind, payload])
+    return sig_structure(_HEADER + public_key, _CONTEXT + kind, payload)
+
+
+def sig_structure(header: bytes, external: bytes, payload: bytes) -> bytes:
+    """The bytes that COSE_Sign1 signs (RFC 9052 section 4.4)."""
+    return wire.encode(["Signature1", header, external, payload])

@@ -193,8 +193,8 @@ def _scores_value(scores: Scores | None) -> Value:
 def _check_header(m: Manifest) -> None:
     if m.version != VERSION:
         raise ManifestError(f"version is {m.version}, must be {VERSION}")
-    if not 1 <= len(m.swarm) <= SWARM_LIMIT:
-        raise ManifestError(f"the swarm's name has {len(m.swarm)} characters, not 1–{SWARM_LIMIT}")
+    if not 1 <= len(m.swarm) <= SWARM_LIMIT or not m.swarm.isprintable():
+        raise ManifestError(f"the swarm's name must be 1 to {SWARM_LIMIT} printable characters")
     for name in ("seq", "epoch", "samples"):
         if not 0 <= getattr(m, name) <= wire.INTEGER:
             raise ManifestError(f"{name} is {getattr(m, name)}, must be from 0 to 2**63-1")

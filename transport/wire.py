@@ -192,11 +192,11 @@ class Fields:
         return self._instead(key, value, default, "true or false")
 
     def text(self, key: str, most: int, *, default: D | _Required = REQUIRED) -> str | D:
-        """Text of at most `most` characters."""
+        """One line of at most `most` characters, printable: a terminal may show it as it is."""
         value = self._get(key)
-        if type(value) is str and len(value) <= most:
+        if type(value) is str and len(value) <= most and value.isprintable():
             return value
-        return self._instead(key, value, default, f"text of at most {most} characters")
+        return self._instead(key, value, default, f"printable text of at most {most} characters")
 
     def bytes(
         self, key: str, least: int, most: int, *, default: D | _Required = REQUIRED
