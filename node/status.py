@@ -188,10 +188,12 @@ def _portable_value(value: Any) -> Any:
         return list(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, str):
-        # File names may hold lone surrogates, which UTF-8 doesn't carry.
-        return value[:TEXT_LIMIT].encode("utf-8", "replace").decode()
-    return value
+    return printable(value[:TEXT_LIMIT]) if isinstance(value, str) else value
+
+
+def printable(text: str) -> str:
+    """The text with "�" for line breaks, escapes, lone surrogates: safe on any terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _node(f: Fields) -> NodeStatus:
