@@ -158,9 +158,7 @@ class Acceptor(_Party):
         """The REPLY_SIZE bytes that answer a hello; raises HandshakeError."""
         if hello[:MAGIC_SIZE] != magic(self._service):
             raise _other_service(hello, self._service)
-        self._receiver, self._sender, bound = self._agree(
-            hello[MAGIC_SIZE:], hello + self._hello
-        )
+        self._receiver, self._sender, bound = self._agree(hello[MAGIC_SIZE:], hello + self._hello)
         self._bound = hashlib.sha256(bound + self._identity.public_key).digest()
         return self._hello + self._prove(_ACCEPTOR, bound, self._sender)
 

@@ -25,8 +25,9 @@ from .errors import HandshakeError, LinkClosed, WireError
 from .handshake import Session
 from .link import CONTROL_LIMIT, DATA_KIND, HEADER_SIZE, PIECE_LIMIT, Piece, read_piece
 
-# A frame is one kind byte and a sealed control message, or a header and a piece.
-FRAME_LIMIT = max(CONTROL_LIMIT + 64, HEADER_SIZE + PIECE_LIMIT)
+# A frame is one kind byte and a sealed control message, or a header and a piece; Pair1 counts its
+# own 4-byte header, so a little room is left above the largest.
+FRAME_LIMIT = max(CONTROL_LIMIT, PIECE_LIMIT) + HEADER_SIZE + 64
 # Messages that NNG keeps ready for us and for the network: enough to overlap disk and network,
 # few enough that an offer isn't stuck behind many chunks.
 RECEIVE_BUFFER, SEND_BUFFER = 4, 1

@@ -1,0 +1,301 @@
+"""One suite for both networks: the real one over TCP and NNG, and the laboratory's twin."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from lab import Lab, identity
+
+from p2pnode.transport.address import Address
+from p2pnode.transport.errors import (
+    DialError,
+    HandshakeError,
+    LinkClosed,
+    ListenError,
+    WireError,
+)
+from p2pnode.transport.link import CONTROL_LIMIT, PIECE_LIMIT, Link, Network, Piece
+from p2pnode.transport.network import TcpNetwork
+
+ALICE, BOB = identity(1), identity(2)
+ANYWHERE = Address("127.0.0.1", 0)
+Maker = Callable[[], tuple[Network, Network]]
+
+
+def tcp() -> tuple[Network, Network]:
+    return TcpNetwork(ALICE), TcpNetwork(BOB)
+
+
+def lab() -> tuple[Network, Network]:
+    lab = Lab()
+    return lab.network(ALICE, "127.0.0.1"), lab.network(BOB, "127.0.0.1")
+
+
+@pytest.fixture(params=[tcp, lab])
+def networks(request: Any) -> tuple[Network, Network]:
+    made: tuple[Network, Network] = request.param()
+    return made
+
+
+def with_link(networks: tuple[Network, Network], check: Callable[..., Awaitable[None]]) -> None:
+    """Run `check(alice's end, bob's end)`; Bob listens, Alice dials."""
+
+    async def main() -> None:
+        alice, bob = networks
+        arrived: list[Link] = []
+        there, over = trio.Event(), trio.Event()
+
+        async def handler(link: Link) -> None:
+            arrived.append(link)
+            there.set()
+            await over.wait()
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                where = await nursery.start(bob.listen, ANYWHERE, "peer", handler)
+                link = await alice.dial(where, "peer", BOB.peer_id)
+                await there.wait()
+                await check(link, arrived[0])
+                await link.aclose()
+                over.set()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_both_ends_know_who_is_there(networks: Any) -> None:
+    """The handshake proves both peer IDs, and each end knows who dialled."""
+
+    async def check(here: Link, there: Link) -> None:
+        assert (here.peer, there.peer) == (BOB.peer_id, ALICE.peer_id)
+        assert (here.dialled, there.dialled) == (True, False)
+        assert there.remote.host == "127.0.0.1"
+
+    with_link(networks, check)
+
+
+def test_messages_arrive_whole_and_in_order(networks: Any) -> None:
+    """Control messages of every size up to the limit arrive in order, both ways."""
+    messages = [b"x", b"", b"y" * CONTROL_LIMIT] + [bytes([n]) for n in range(50)]
+
+    async def check(here: Link, there: Link) -> None:
+        for sender, receiver in ((here, there), (there, here)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_all, sender, messages)
+                assert [await receiver.receive() for _ in messages] == messages
+
+    with_link(networks, check)
+
+
+async def send_all(link: Link, messages: list[bytes]) -> None:
+    for message in messages:
+        await link.send(message)
+
+
+def test_pieces_arrive_between_control_messages(networks: Any) -> None:
+    """Model bytes and control messages share a link and keep their order."""
+    body = os.urandom(PIECE_LIMIT)
+
+    async def check(here: Link, there: Link) -> None:
+        await here.send(b"before")
+        await here.send_piece(Piece(7, 3, 1 << 20, body))
+        await here.send(b"after")
+        assert await there.receive_any() == b"before"
+        piece = await there.receive_any()
+        assert isinstance(piece, Piece)
+        assert (piece.transfer, piece.chunk, piece.offset) == (7, 3, 1 << 20)
+        assert bytes(piece.body) == body
+        assert await there.receive_any() == b"after"
+
+    with_link(networks, check)
+
+
+def test_a_message_too_large_is_refused_here(networks: Any) -> None:
+    """The sender's own oversize message raises, and the link lives on."""
+
+    async def check(here: Link, there: Link) -> None:
+        with pytest.raises(WireError):
+            await here.send(bytes(CONTROL_LIMIT + 1))
+        await here.send(b"still here")
+        assert await there.receive() == b"still here"
+
+    with_link(networks, check)
+
+
+def test_what_was_sent_before_closing_is_still_read(networks: Any) -> None:
+    """A last word arrives although the sender closes once it is through; then LinkClosed."""
+
+    async def check(here: Link, there: Link) -> None:
+        await here.send(b"bye")
+        assert await there.receive() == b"bye"
+        await here.aclose()
+        with pytest.raises(LinkClosed):
+            await there.receive()
+        with pytest.raises(LinkClosed):
+            for _ in range(100):
+                await there.send(b"anyone?")
+
+    with_link(networks, check)
+
+
+def test_closing_wakes_a_waiting_sender(networks: Any) -> None:
+    """A sender whose peer doesn't read waits (backpressure), and closing wakes it."""
+
+    async def check(here: Link, there: Link) -> None:
+        async def flood() -> None:
+            with pytest.raises(LinkClosed):
+                while True:
+                    await here.send_piece(Piece(1, 1, 0, bytes(PIECE_LIMIT)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            await here.aclose()
+
+    with_link(networks, check)
+
+
+def test_a_cancelled_receive_loses_nothing(networks: Any) -> None:
+    """A receive that is cancelled leaves the next message for the next receive."""
+
+    async def check(here: Link, there: Link) -> None:
+        with trio.move_on_after(0.01):
+            await there.receive()
+        await here.send(b"one")
+        assert await there.receive() == b"one"
+
+    with_link(networks, check)
+
+
+def test_the_wrong_peer_is_not_accepted(networks: Any) -> None:
+    """Dialling an address where another peer than the expected one answers fails."""
+
+    async def main() -> None:
+        alice, bob = networks
+        async with trio.open_nursery() as nursery:
+            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            with pytest.raises(HandshakeError, match="answered"):
+                await alice.dial(where, "peer", ALICE.peer_id)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def forget(link: Link) -> None:
+    await link.aclose()
+
+
+def test_the_wrong_service_is_named(networks: Any) -> None:
+    """Dialling a peer as if it were a tracker says what is there."""
+
+    async def main() -> None:
+        alice, bob = networks
+        async with trio.open_nursery() as nursery:
+            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            with pytest.raises(HandshakeError, match="is a peer, not a tracker"):
+                await alice.dial(where, "tracker")
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_nobody_there(networks: Any) -> None:
+    """Dialling where nobody listens is a DialError that names the address."""
+
+    async def main() -> None:
+        with pytest.raises(DialError, match="127.0.0.1:9"):
+            await networks[0].dial(Address("127.0.0.1", 9), "peer")
+
+    trio.run(main)
+
+
+def test_a_busy_port_is_a_clear_error(networks: Any) -> None:
+    """Listening twice on one port says that it is taken and what to do."""
+
+    async def main() -> None:
+        bob = networks[1]
+        async with trio.open_nursery() as nursery:
+            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            with pytest.raises(ListenError, match="choose another with --listen"):
+                await open_and_close(bob, where)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def open_and_close(network: Network, where: Address) -> None:
+    """Listen until started; an error comes out bare, not in a group."""
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(network.listen, where, "peer", forget)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff", b"GET / HTTP/1.0\r\n\r\n" * 10, bytes(4096), b"p2pnode/1 tracker\n\n\n" * 9],
+)
+def test_garbage_on_the_port_costs_a_count(garbage: bytes) -> None:
+    """Strangers that speak something else are counted and closed; peers still get in."""
+    rejects: list[str] = []
+
+    async def main() -> None:
+        bob = TcpNetwork(BOB, rejects.append)
+        async with trio.open_nursery() as nursery:
+            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            async with await trio.open_tcp_stream(where.host, where.port) as stream:
+                await stream.send_all(garbage)
+                with pytest.raises((trio.BrokenResourceError, EOFError)):
+                    await stream.send_eof()
+                    while True:
+                        if not await stream.receive_some():
+                            raise EOFError
+            await (await TcpNetwork(ALICE).dial(where, "peer")).aclose()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert len(rejects) == 1
+    assert "handshake" in rejects[0]
+
+
+def test_the_link_survives_no_garbage_after_the_handshake() -> None:
+    """A frame that the session key didn't seal ends the link, not the node."""
+    from pynng import Message
+
+    async def check(here: Any, there: Link) -> None:
+        await here._pair.asend_msg(Message(b"\x00" + b"not sealed by the session key"))
+        with pytest.raises(LinkClosed, match="altered"):
+            await there.receive()
+
+    with_link(tcp(), check)
+
+
+def test_an_oversize_frame_ends_the_link() -> None:
+    """NNG drops a connection that declares more than one frame may hold."""
+    from pynng import Message
+
+    async def check(here: Any, there: Link) -> None:
+        await here._pair.asend_msg(Message(b"\x01" * (PIECE_LIMIT + CONTROL_LIMIT)))
+        with pytest.raises(LinkClosed):
+            await there.receive()
+
+    with_link(tcp(), check)
+
+
+def test_keepalive_is_set_for_five_seconds() -> None:
+    """The kernel is told to find a vanished host within 5 s."""
+    from p2pnode.transport.sockets import tune
+
+    with socket.socket() as sock:
+        tune(sock)
+        get = lambda name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
+        assert get("TCP_KEEPIDLE") + get("TCP_KEEPINTVL") * get("TCP_KEEPCNT") <= 5
+        assert get("TCP_USER_TIMEOUT") <= 5000

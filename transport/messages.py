@@ -1,0 +1,256 @@
+"""CORE: what two peers say to each other, as frozen values ↔ bytes.
+
+A message is a deterministic CBOR map whose "t" names its kind; the table at the end holds all of
+them. Models travel by the receiver's asking: `offer` tells what there is, `fetch` asks for chunks
+and grants credit, pieces follow as data frames, `credit` renews, `done` says that the model is
+filed. Either side may end a transfer with `stop`, or an offer with `reject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from . import wire
+from .envelope import ENVELOPE_LIMIT
+from .errors import WireError
+from .link import CONTROL_LIMIT
+from .manifest import SWARM_LIMIT
+from .wire import Fields, Value
+
+PROTOCOL = 1
+TEXT_LIMIT = 512  # a reason is read by people: a few lines at most
+TASK_LIMIT = 256  # module:attribute or a file's path
+# The tensors of a large model would fill the message: what is needed is the first difference.
+TENSORS_LIMIT, TENSOR_TEXT_LIMIT = 512, 256
+RANGES_LIMIT = 4096  # gaps of an interrupted download; more than that is asked for in turns
+COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The run description: what peers must agree on to be able to average."""
+
+    swarm: str
+    task: str
+    schema: bytes  # 32-byte fingerprint of all names, dtypes and shapes
+    parameters: int
+    tensors: tuple[str, ...]  # "name dtype shape", the first TENSORS_LIMIT of them
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message, both ways: the run, and the epoch of the newest own model (0: none)."""
+
+    run: Run
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The last message: why the link is closed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """I hold this model: the signed envelope of its manifest."""
+
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Offer me the newest models that you hold, your own and others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Send these chunks, as (first, count) ranges, as transfer number so and so."""
+
+    transfer: int
+    model: bytes  # envelope ID
+    ranges: tuple[tuple[int, int], ...]
+    credit: int  # pieces that may be sent now
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """So many more pieces of a transfer may be sent."""
+
+    transfer: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No more of this transfer: the receiver doesn't want it, or the sender has it no more."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Your model is verified and filed (or was already here)."""
+
+    model: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Your offer or your bytes are refused, and why."""
+
+    model: bytes
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer with the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer."""
+
+    number: int
+
+
+Message: TypeAlias = (
+    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Done | Reject | Ping | Pong
+)
+
+
+def _run_value(run: Run) -> dict[str, Value]:
+    return {
+        "swarm": run.swarm,
+        "task": run.task,
+        "schema": run.schema,
+        "parameters": run.parameters,
+        "tensors": list(run.tensors),
+    }
+
+
+def _read_run(f: Fields) -> Run:
+    tensors = f.items("tensors", TENSORS_LIMIT)
+    return Run(
+        swarm=f.text("swarm", SWARM_LIMIT),
+        task=f.text("task", TASK_LIMIT),
+        schema=f.bytes("schema", 32, 32),
+        parameters=f.integer("parameters"),
+        tensors=tuple(tensors.text(i, TENSOR_TEXT_LIMIT) for i in tensors),
+    )
+
+
+def _read_hello(f: Fields) -> Hello:
+    version = f.integer("version")
+    if version != PROTOCOL:
+        raise WireError(f"the peer speaks version {version}, this node version {PROTOCOL}")
+    return Hello(_read_run(f.map("run")), f.integer("epoch"))
+
+
+def _read_fetch(f: Fields) -> Fetch:
+    flat = f.items("ranges", 2 * RANGES_LIMIT)
+    numbers = [flat.integer(i, 0, COUNT_LIMIT) for i in flat]
+    if len(numbers) % 2 or not numbers:
+        raise WireError("fetch.ranges must be pairs of first and count")
+    return Fetch(
+        transfer=f.integer("transfer", 0, COUNT_LIMIT),
+        model=_model(f),
+        ranges=tuple(zip(numbers[::2], numbers[1::2], strict=True)),
+        credit=f.integer("credit", 1, 1024),
+    )
+
+
+def _model(f: Fields) -> bytes:
+    return f.bytes("model", 32, 32)
+
+
+def _transfer(f: Fields) -> int:
+    return f.integer("transfer", 0, COUNT_LIMIT)
+
+
+Writer: TypeAlias = Callable[..., dict[str, object]]
+Reader: TypeAlias = Callable[[Fields], Message]
+
+# kind → (class, its fields, how to read it)
+_TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
+    "hello": (
+        Hello,
+        lambda m: {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch},
+        _read_hello,
+    ),
+    "bye": (Bye, lambda m: {"reason": m.reason}, lambda f: Bye(f.text("reason", TEXT_LIMIT))),
+    "offer": (
+        Offer,
+        lambda m: {"envelope": m.envelope},
+        lambda f: Offer(f.bytes("envelope", 1, ENVELOPE_LIMIT)),
+    ),
+    "want": (Want, lambda m: {}, lambda f: Want()),
+    "fetch": (
+        Fetch,
+        lambda m: {
+            "transfer": m.transfer,
+            "model": m.model,
+            "ranges": [n for pair in m.ranges for n in pair],
+            "credit": m.credit,
+        },
+        _read_fetch,
+    ),
+    "credit": (
+        Credit,
+        lambda m: {"transfer": m.transfer, "pieces": m.pieces},
+        lambda f: Credit(_transfer(f), f.integer("pieces", 1, 1024)),
+    ),
+    "stop": (Stop, lambda m: {"transfer": m.transfer}, lambda f: Stop(_transfer(f))),
+    "done": (Done, lambda m: {"model": m.model}, lambda f: Done(_model(f))),
+    "reject": (
+        Reject,
+        lambda m: {"model": m.model, "reason": m.reason, "detail": m.detail[:TEXT_LIMIT]},
+        lambda f: Reject(_model(f), f.text("reason", 64), f.text("detail", TEXT_LIMIT)),
+    ),
+    "ping": (Ping, lambda m: {"number": m.number}, lambda f: Ping(f.integer("number"))),
+    "pong": (Pong, lambda m: {"number": m.number}, lambda f: Pong(f.integer("number"))),
+}
+_KINDS = {row[0]: kind for kind, row in _TABLE.items()}
+
+
+def to_bytes(message: Message) -> bytes:
+    """The message as bytes of at most CONTROL_LIMIT."""
+    kind = _KINDS[type(message)]
+    return wire.encode({"t": kind, **_TABLE[kind][1](message)})
+
+
+def from_bytes(data: bytes) -> Message:
+    """The message in these bytes; raises WireError for any others."""
+    fields = Fields.parse(data, what="message", limit=CONTROL_LIMIT)
+    kind = fields.text("t", 16)
+    if kind not in _TABLE:
+        raise WireError(f"an unknown kind of message: {kind!r}")
+    return _TABLE[kind][2](fields)
+
+
+def difference(mine: Run, theirs: Run) -> str | None:
+    """Why two runs can't be averaged, in one readable line; None where they can."""
+    if mine.swarm != theirs.swarm:
+        return f"swarm: mine {mine.swarm!r}, theirs {theirs.swarm!r}"
+    if mine.schema == theirs.schema:
+        return None  # the same tensors: the task's name may differ (a path on another machine)
+    parts = [f"task: mine {mine.task!r}, theirs {theirs.task!r}"] * (mine.task != theirs.task)
+    parts.append(_tensor_difference(mine, theirs))
+    return "; ".join(parts)
+
+
+def _tensor_difference(mine: Run, theirs: Run) -> str:
+    here, there = set(mine.tensors), set(theirs.tensors)
+    only_mine = next((t for t in mine.tensors if t not in there), None)
+    only_theirs = next((t for t in theirs.tensors if t not in here), None)
+    return (
+        f"model: mine {mine.parameters:,} parameters ({only_mine or 'order'}),"
+        f" theirs {theirs.parameters:,} ({only_theirs or 'order'})"
+    )
