@@ -1,0 +1,157 @@
+"""How each sort of option is written: text in, value out.
+
+Strategy: flags, variables and TOML all hand over text and the folder in which relative paths
+start; a `Kind` reads it or raises ValueError that says what is wrong, without saying where.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..transport.address import Address
+from ..transport.errors import AddressError
+from .errors import ShardError
+from .shard import Shard
+
+SWARM_NAME_LIMIT: Final = 64
+"""Characters; also the limit in a manifest."""
+
+_SWARM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+_WORDS: Final = {"1": True, "true": True, "yes": True, "on": True} | {
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one sort of value is written: its name in help, its type in TOML, its reader.
+
+    `read(text, base)` gives the value; relative paths start at `base`. Raises ValueError.
+    """
+
+    metavar: str
+    toml: tuple[type, ...]
+    read: Callable[[str, Path], Any]
+
+
+def integer(low: int, high: int) -> Kind:
+    """A whole number from low to high."""
+
+    def read(text: str, _: Path) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not low <= int(text) <= high:
+            raise ValueError(f"{clip(text)} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return Kind("N", (int,), read)
+
+
+def number(low: float, high: float) -> Kind:
+    """A finite number from low to high."""
+
+    def read(text: str, _: Path) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"{clip(text)} is not a number from {low:g} to {high:g}")
+        return value
+
+    return Kind("X", (int, float), read)
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words."""
+
+    def read(text: str, _: Path) -> str:
+        if text not in words:
+            raise ValueError(f"{clip(text)} is not one of {', '.join(words)}")
+        return text
+
+    return Kind("|".join(words), (str,), read)
+
+
+def address(default_port: int, any_port: bool = False) -> Kind:
+    """HOST:PORT, the port may be left out; port 0 only where any free one will do."""
+
+    def read(text: str, _: Path) -> Address:
+        try:
+            value = Address.parse(text, default_port)
+        except AddressError as error:
+            raise ValueError(str(error.args[0])) from None
+        if value.port == 0 and not any_port:
+            raise ValueError(f"{clip(text)} has port 0, and nobody can dial that")
+        return value
+
+    return Kind("HOST:PORT", (str,), read)
+
+
+def _boolean(text: str, _: Path) -> bool:
+    try:
+        return _WORDS[text.lower()]
+    except KeyError:
+        raise ValueError(f"{clip(text)} is neither true nor false") from None
+
+
+def _swarm(text: str, _: Path) -> str:
+    if len(text) > SWARM_NAME_LIMIT or not _SWARM.fullmatch(text):
+        raise ValueError(
+            f"{clip(text)} is not a name of up to {SWARM_NAME_LIMIT} letters, digits, dots, "
+            "underscores and hyphens that starts with a letter or a digit"
+        )
+    return text
+
+
+def _shard(text: str, _: Path) -> str:
+    try:
+        return str(Shard.parse(text))
+    except ShardError as error:
+        raise ValueError(str(error.args[0])) from None
+
+
+def _device(text: str, _: Path) -> str:
+    if not _DEVICE.fullmatch(text):
+        raise ValueError(f"{clip(text)} is not auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def _task(text: str, base: Path) -> str:
+    """`mnist`, `module:attribute`, or `path/to/file.py:attribute` with its path made absolute."""
+    place, colon, attribute = text.rpartition(":")
+    if text == "mnist":
+        return text
+    if not colon or not place or not attribute.isidentifier():
+        raise ValueError(
+            f"{clip(text)} is not a task: "
+            "write mnist, module:attribute or path/to/file.py:attribute"
+        )
+    return f"{_path(place, base)}:{attribute}" if place.endswith(".py") else text
+
+
+def _path(text: str, base: Path) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(f"{clip(text)} is not a path")
+    try:
+        return Path.absolute(base / Path(text).expanduser())
+    except RuntimeError:  # "~nobody" names no user
+        raise ValueError(f"{clip(text)} is not a path: there is no such user") from None
+
+
+def clip(text: str) -> str:
+    """A person's text as it can stand in an error: quoted, on one line, not endless."""
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+BOOLEAN: Final = Kind("", (bool,), _boolean)
+SWARM: Final = Kind("NAME", (str,), _swarm)
+SHARD: Final = Kind("I/N", (str,), _shard)
+DEVICE: Final = Kind("auto|cpu|cuda[:N]|mps", (str,), _device)
+TASK: Final = Kind("TASK", (str,), _task)
+PATH: Final = Kind("PATH", (str,), _path)
