@@ -33,6 +33,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
+    """A home that nobody has made yet."""
     return Home(tmp_path / "home")
 
 
@@ -133,7 +134,7 @@ def test_nodes_on_this_machine_are_counted(home: Home, tmp_path: Path) -> None:
 def test_threads_are_a_fair_share_of_the_cores(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cores ÷ local nodes, at least one each (measured: three with one each beat three with two)."""
+    """Cores ÷ local nodes, at least one: three with one each beat three with two."""
     monkeypatch.setattr(home_module, "cores", lambda: 2)
     assert fair_threads() == 2
     with home.lock():
