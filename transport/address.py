@@ -72,5 +72,5 @@ def _normal_ip(ip: IPv4Address | IPv6Address) -> str:
         if ip.ipv4_mapped is not None:
             return str(ip.ipv4_mapped)
         if ip.scope_id is not None and not _ZONE.fullmatch(ip.scope_id):
-            raise AddressError(f"{ip.scope_id[:64]!r} is not the name of a network interface")
+            raise AddressError(f"{ip.scope_id[:64]!r} is no network interface: {_WRITE}")
     return str(ip)
