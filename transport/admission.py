@@ -1,7 +1,7 @@
 """CORE: whether an offered model may come in, cheapest check first.
 
 Size → strict envelope → manifest → swarm, schema, freshness → signature. Nothing of the payload is
-asked for before all of them pass. What fails is an `Refusal`: a reason that is counted, and a
+asked for before all of them pass. What fails is a `Refusal`: a reason that is counted, and a
 detail that the peer is told.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from blake3 import blake3
 
 from . import envelope as envelopes
 from .envelope import Envelope, Kind
@@ -30,7 +32,10 @@ EXPIRED: Final = "expired"
 SIGNATURE: Final = "signature"
 DIGEST: Final = "digest"
 PROTOCOL: Final = "protocol"
+SLOW: Final = "slow"
 DISK: Final = "disk"
+RUN: Final = "run"
+FLOOD: Final = "flood"
 
 
 class Refusal(Exception):
@@ -49,11 +54,14 @@ class Offered:
     manifest: Manifest
 
 
-def admit(data: bytes, run: Run, newest: Callable[[str], int], now: float) -> Offered | None:
+def admit(
+    data: bytes, run: Run, most: int, newest: Callable[[str], int], now: float
+) -> Offered | None:
     """Check an offered envelope; None when that very model is here already.
 
-    `newest(peer ID)` is the highest sequence number taken from that peer so far (-1: none); `now`
-    is Unix seconds by this machine's clock. Raises Refusal.
+    `most` is the size in bytes that a model of this run can have; `newest(peer ID)` is the highest
+    sequence number taken from that peer so far (-1: none); `now` is Unix seconds by this machine's
+    clock. Raises Refusal.
     """
     try:
         unverified = envelopes.peek(data)
@@ -62,7 +70,7 @@ def admit(data: bytes, run: Run, newest: Callable[[str], int], now: float) -> Of
         raise Refusal(GARBAGE, str(error)) from None
     except ManifestError as error:
         raise Refusal(MANIFEST, str(error)) from None
-    _check_run(manifest, run)
+    _check_run(manifest, run, most)
     last = newest(unverified.peer_id)
     if manifest.seq == last:
         return None
@@ -73,12 +81,14 @@ def admit(data: bytes, run: Run, newest: Callable[[str], int], now: float) -> Of
         raise Refusal(SIGNATURE, str(error)) from None
 
 
-def _check_run(manifest: Manifest, run: Run) -> None:
+def _check_run(manifest: Manifest, run: Run, most: int) -> None:
     if manifest.swarm != run.swarm:
         raise Refusal(SWARM, f"a model of swarm {manifest.swarm!r}, not {run.swarm!r}")
     if manifest.schema != run.schema:
         mine, theirs = run.schema.hex()[:12], manifest.schema.hex()[:12]
         raise Refusal(SCHEMA, f"the model's schema is {theirs}…, mine is {mine}…")
+    if manifest.size > most:
+        raise Refusal(MANIFEST, f"says {manifest.size} bytes; this model has at most {most}")
 
 
 def _check_fresh(manifest: Manifest, last: int, now: float) -> None:
@@ -89,3 +99,8 @@ def _check_fresh(manifest: Manifest, last: int, now: float) -> None:
     if manifest.created > now + CLOCK_SKEW or manifest.expires > manifest.created + EXPIRY:
         ahead = manifest.created - now
         raise Refusal(EXPIRED, f"made {ahead:.0f} s in the future by my clock, or valid too long")
+
+
+def identify(data: bytes) -> bytes:
+    """The envelope ID of any bytes, so that a refusal can name what it refuses."""
+    return blake3(data).digest()

@@ -3,7 +3,8 @@
 A message is a deterministic CBOR map whose "t" names its kind; the table at the end holds all of
 them. Models travel by the receiver's asking: `offer` tells what there is, `fetch` asks for chunks
 and grants credit, pieces follow as data frames, `credit` renews, `done` says that the model is
-filed. Either side may end a transfer with `stop`, or an offer with `reject`.
+filed. The receiver ends a transfer with `stop`, the sender with `gone`; `reject` says why an offer
+or its bytes are refused.
 """
 
 from __future__ import annotations
@@ -86,7 +87,14 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No more of this transfer: the receiver doesn't want it, or the sender has it no more."""
+    """From the receiver: send no more of this transfer."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """From the sender: this transfer goes no further, the model is no longer here."""
 
     transfer: int
 
@@ -122,7 +130,7 @@ class Pong:
 
 
 Message: TypeAlias = (
-    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Done | Reject | Ping | Pong
+    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Gone | Done | Reject | Ping | Pong
 )
 
 
@@ -208,6 +216,7 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
         lambda f: Credit(_transfer(f), f.integer("pieces", 1, 1024)),
     ),
     "stop": (Stop, lambda m: {"transfer": m.transfer}, lambda f: Stop(_transfer(f))),
+    "gone": (Gone, lambda m: {"transfer": m.transfer}, lambda f: Gone(_transfer(f))),
     "done": (Done, lambda m: {"model": m.model}, lambda f: Done(_model(f))),
     "reject": (
         Reject,

@@ -137,7 +137,7 @@ class NngLink:
             raise LinkClosed(str(error)) from None
 
     async def _next(self) -> pynng.Message:
-        """Wait for a message, or for the loss of the connection; then what is left, then the end."""
+        """Wait for a message; after the loss of the connection what is left, then the end."""
         try:
             if not self._lost:
                 with trio.CancelScope() as self._waiting:

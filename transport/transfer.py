@@ -7,7 +7,8 @@ the sender's: which piece is next, and whether credit is left. A chunk's states,
     ASKED     --piece-->     ASKED (part of it) or ARRIVED (all of it)
     ARRIVED   --verified-->  HERE
     ARRIVED   --refuted-->   MISSING
-    ASKED     --give_up-->   MISSING     (the source is gone; what isn't whole is asked for again)
+    ASKED     --give_up-->   MISSING     (the source is gone: what isn't verified by now
+    ARRIVED   --give_up-->   MISSING      is asked for again, from the next one)
 
 Credit is counted in pieces of at most 1 MiB: the receiver grants WINDOW at first and RENEW more
 each time RENEW are dealt with, so a slow disk slows the sender and memory stays bounded.
@@ -43,6 +44,7 @@ _NEXT: dict[tuple[Chunk, str], Chunk] = {
     (Chunk.ARRIVED, "verified"): Chunk.HERE,
     (Chunk.ARRIVED, "refuted"): Chunk.MISSING,
     (Chunk.ASKED, "give_up"): Chunk.MISSING,
+    (Chunk.ARRIVED, "give_up"): Chunk.MISSING,
     (Chunk.MISSING, "found"): Chunk.HERE,
 }
 
@@ -130,7 +132,7 @@ class Download:
         self.arrived.clear()
         self.outstanding = 0
         for chunk, state in enumerate(self.state):
-            if state is Chunk.ASKED:
+            if (state, "give_up") in _NEXT:
                 self._step(chunk, "give_up")
 
     @property
