@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 from golden import golden
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.transport import wire
 from p2pnode.transport.errors import ManifestError
 from p2pnode.transport.manifest import (
     CHUNK,
+
+STEADY = settings(deadline=None, derandomize=True)
+"""The same examples in every run, however busy the machine is."""
     DIGESTS_LIMIT,
     EXPIRY,
     MANIFEST_LIMIT,
@@ -98,6 +101,7 @@ def test_the_chunk_size_grows_with_the_model(size: int, chunk: int) -> None:
     assert chunk_size_for(size) == chunk
 
 
+@STEADY
 @given(st.integers(1, SIZE_LIMIT))
 def test_digests_always_fit(size: int) -> None:
     """Whatever the size, the digests stay within their limit and the chunk is a power of two."""
@@ -259,6 +263,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+@STEADY
 @given(manifests())
 def test_any_manifest_round_trips(manifest: Manifest) -> None:
     """Any manifest comes back as it was, and its chunks add up to its size."""
@@ -275,12 +280,14 @@ def read_or_refuse(data: bytes) -> None:
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
 
+@STEADY
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_manifest_or_manifest_error(data: bytes) -> None:
     """Any bytes give a manifest or ManifestError."""
     read_or_refuse(data)
 
 
+@STEADY
 @given(
     st.dictionaries(
         st.sampled_from(sorted(FIELDS)),
