@@ -1,0 +1,278 @@
+"""I/O: a peer's lasting contact with one tracker.
+
+Strategy: dial, announce, watch, and when anything at all goes wrong: say so in `state`, wait a
+little longer each time, begin again. On a link three tasks work: one reads answers and hands each
+to the task that asked, one announces, one watches. The first of them that fails ends the link.
+What is known of the swarm outlives the link, and so does the cursor: a tracker that is still the
+same tells only what is new, and one that was started anew is given time to hear of all peers.
+
+Nothing a tracker does raises here: the swarm goes on without it.
+"""
+
+import math
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import trio
+
+from ..transport.address import Address
+from ..transport.errors import TransportError
+from ..transport.link import Network
+from .contact import Contact
+from .errors import TrackerError
+from .protocol import WATCH_SECONDS, Announce, Bye, Events, Leave, PeerRecord, Watch, Welcome
+from .roster import Roster
+
+DIAL_SECONDS: Final = 10.0
+"""A connection and a handshake take three round trips; who needs longer is overloaded."""
+
+REPLY_SECONDS: Final = 10.0
+"""An answer takes a round trip; with the TCP link alive, a slower tracker is stuck."""
+
+ANNOUNCES: Final = 3
+"""Announces in a TTL: two may be lost."""
+
+WATCH_PAUSE: Final = 0.25
+"""Seconds from an answer to the next watch: many joins come as one page, and a tracker that
+always has news can't keep this peer busy. Trackers serve five questions a second."""
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.5, 15.0
+"""Seconds until the next try, doubled after each: soon back after a restart, and no storm."""
+
+GRACE: Final = 2 * BACKOFF_MOST
+"""At least so long may a peer be missing from the list of a tracker that was started anew: by
+then everyone has dialled it again."""
+
+DETAIL_LIMIT: Final = 200
+"""Characters of a state's detail: it is one line on a screen."""
+
+Status = Literal["connecting", "connected", "unreachable"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerState:
+    """The contact now: `detail` is one line for people.
+
+    `seen` is our address as the tracker saw it, `peers` counts the others in the swarm, `rejects`
+    the records that were skipped, by reason.
+    """
+
+    address: Address
+    status: Status
+    detail: str
+    peers: int
+    seen: Address | None
+    rejects: tuple[tuple[str, int], ...]
+
+
+class Backoff:
+    """How long to wait before the next try: each wait about twice the one before."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._most = BACKOFF_FIRST
+
+    def reset(self) -> None:
+        """Begin anew, after a success."""
+        self._most = BACKOFF_FIRST
+
+    def wait(self) -> float:
+        """Seconds; between half and all of 0.5, 1, 2, 4, 8, 15, 15, …"""
+        most, self._most = self._most, min(2 * self._most, BACKOFF_MOST)
+        return most * self._rng.uniform(0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """Whom the contact serves: what to announce, and whom to tell of the others."""
+
+    records: Callable[[], bytes]
+    on_joined: Callable[[str, PeerRecord], None]
+    on_left: Callable[[str], None]
+
+
+def _quiet(_line: str) -> None:
+    """Log nothing."""
+
+
+class TrackerClient:
+    """Keeps one tracker informed about this peer, and this peer about its swarm.
+
+    `peer` is the own peer ID; `log` gets a line whenever the contact comes or goes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        address: Address,
+        *,
+        swarm: str,
+        peer: str,
+        rng: random.Random,
+        log: Callable[[str], None] = _quiet,
+    ) -> None:
+        self._network = network
+        self._address = address
+        self._log = log
+        self._backoff = Backoff(rng)
+        self._roster = Roster(swarm, peer)
+        self._cursor = b""
+        self._status: Status = "connecting"
+        self._detail = "connecting"
+        self._why = ""
+        self._grace = GRACE
+        self._seen: Address | None = None
+        self._contact: Contact | None = None
+        self._due = trio.Event()
+        self._leaving = False
+        self._running = trio.CancelScope()
+
+    @property
+    def state(self) -> TrackerState:
+        """The contact as it is now."""
+        return TrackerState(
+            address=self._address,
+            status=self._status,
+            detail=self._detail,
+            peers=len(self._roster),
+            seen=self._seen,
+            rejects=self._roster.rejects,
+        )
+
+    def refresh(self) -> None:
+        """Announce a new record now, not only at the next third of the TTL."""
+        self._due.set()
+
+    async def run(
+        self,
+        records: Callable[[], bytes],
+        on_joined: Callable[[str, PeerRecord], None],
+        on_left: Callable[[str], None],
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep the contact until cancelled or after `leave`; call once.
+
+        `records()` gives a freshly sealed record with a higher seq each time. `on_joined(peer ID,
+        record)` comes for a new peer and again when its addresses change, `on_left(peer ID)` when
+        the tracker says so; both return at once.
+        """
+        task_status.started()
+        owner = _Owner(records, on_joined, on_left)
+        with self._running:
+            while True:
+                why = await self._visit(owner)
+                wait = self._backoff.wait()
+                text = f"unreachable, next try in {math.ceil(wait)} s: {why}"
+                self._turn("unreachable", text, why)
+                await trio.sleep(wait)
+
+    async def leave(self) -> None:
+        """Tell the tracker that this peer goes, if there is a contact, and end `run`.
+
+        Waits for the answer; the caller's cancel scope says how long at most.
+        """
+        self._leaving = True
+        try:
+            if self._contact is not None:
+                await self._contact.ask(Leave, Bye, REPLY_SECONDS)
+        except (TransportError, TrackerError):
+            pass  # it will forget us when the TTL is over
+        finally:
+            self._running.cancel()
+
+    async def _visit(self, owner: _Owner) -> str:
+        """One contact, from dialling to its end: why it ended."""
+        try:
+            with trio.fail_after(DIAL_SECONDS):
+                link = await self._network.dial(self._address, "tracker")
+        except trio.TooSlowError:
+            return f"no connection in {DIAL_SECONDS:.0f} s"
+        except (TransportError, OSError) as error:
+            return _reason(error, self._address)
+        try:
+            return await self._keep(Contact(link), owner)
+        finally:
+            self._contact = None
+            await link.aclose()
+
+    async def _keep(self, contact: Contact, owner: _Owner) -> str:
+        """Announce and watch until the first failure: what it was."""
+        self._contact = contact
+        welcomed = trio.Event()
+        failures: list[str] = []
+        async with trio.open_nursery() as nursery:
+
+            async def part(work: Callable[..., Awaitable[None]], *args: object) -> None:
+                try:
+                    await work(*args)
+                except (TransportError, TrackerError) as error:
+                    failures.append(_reason(error, self._address))
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(part, contact.listen)
+            nursery.start_soon(part, self._announce, contact, owner, welcomed)
+            nursery.start_soon(part, self._watch, contact, owner, welcomed)
+        return failures[0]
+
+    async def _announce(self, contact: Contact, owner: _Owner, welcomed: trio.Event) -> None:
+        """Tell the tracker where we are, three times a TTL and whenever something changed."""
+        while not self._leaving:
+            self._due = trio.Event()
+            announce = partial(Announce, envelope=owner.records())
+            welcome = await contact.ask(announce, Welcome, REPLY_SECONDS)
+            self._on_welcome(welcome)
+            welcomed.set()
+            with trio.move_on_after(welcome.ttl / ANNOUNCES):
+                await self._due.wait()
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self._backoff.reset()
+        self._seen = welcome.seen
+        self._grace = max(GRACE, welcome.ttl)
+        self._turn("connected", f"connected, seen as {welcome.seen}")
+
+    async def _watch(self, contact: Contact, owner: _Owner, welcomed: trio.Event) -> None:
+        """Ask what is new, for ever."""
+        await welcomed.wait()
+        self._roster.prolong(trio.current_time() + self._grace)
+        while True:
+            watch = partial(Watch, cursor=self._cursor)
+            events = await contact.ask(watch, Events, WATCH_SECONDS + REPLY_SECONDS)
+            await self._apply(events, owner)
+            self._cursor = events.cursor
+            await trio.sleep(WATCH_PAUSE)
+
+    async def _apply(self, events: Events, owner: _Owner) -> None:
+        """Bring the roster up to date; a page that is broken off may be applied again."""
+        if events.fresh:
+            self._roster.doubt(trio.current_time() + self._grace)
+        for peer in events.left:
+            if self._roster.forget(peer):
+                owner.on_left(peer)
+        for data in events.joined:
+            news = self._roster.learn(data)
+            if news is not None:
+                owner.on_joined(news.peer, news.record)
+            await trio.lowlevel.checkpoint()  # each signature takes 0.1 ms
+        for peer in self._roster.sweep(trio.current_time()):
+            owner.on_left(peer)
+
+    def _turn(self, status: Status, detail: str, why: str = "") -> None:
+        """Show a new state; say it once, not at every try that ends alike."""
+        news = (status, why) != (self._status, self._why)
+        self._status, self._detail, self._why = status, detail, why
+        if news:
+            self._log(f"tracker {self._address}: {detail}")
+
+
+def _reason(error: Exception, address: Address) -> str:
+    """An error as part of a line: without the address, which stands beside it."""
+    specific = isinstance(error, TransportError) and error.args
+    text = str(error.args[0]) if specific else str(error)
+    text = text.removeprefix(f"{address}: ").rstrip(".")[:DETAIL_LIMIT]
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line[:1].lower() + line[1:]

@@ -1,0 +1,82 @@
+"""What can go wrong between a peer and a tracker, as one tree.
+
+    TrackerError
+    ├── ProtocolError   bytes that are no tracker message; `id` is the question's, where readable
+    ├── RecordError     a peer record that contradicts itself
+    ├── Refused         the tracker's no; `reason` is what travels and what is counted
+    └── Silent          the tracker took too long
+
+A class's docstring is the sentence that a person reads; str() adds the specifics.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a tracker says no: the word on the wire. `sentence` is for people."""
+
+    MALFORMED = "malformed"
+    FOREIGN_KEY = "foreign-key"
+    BAD_SIGNATURE = "bad-signature"
+    OTHER_SWARM = "other-swarm"
+    STALE = "stale"
+    UNANNOUNCED = "unannounced"
+    BUSY = "busy"
+    HOST_FULL = "host-full"
+    SWARM_FULL = "swarm-full"
+    TRACKER_FULL = "tracker-full"
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        return SENTENCES[self]
+
+
+SENTENCES = {
+    Reason.MALFORMED: "the message can't be read (another version of p2pnode?)",
+    Reason.FOREIGN_KEY: "the record is signed by another key than the connection's",
+    Reason.BAD_SIGNATURE: "the record's signature doesn't match",
+    Reason.OTHER_SWARM: "one connection serves one swarm",
+    Reason.STALE: "a newer record of this peer is known (does another node use this key?)",
+    Reason.UNANNOUNCED: "announce comes before watch and leave",
+    Reason.BUSY: "one watch at a time on a connection",
+    Reason.HOST_FULL: "too many peers from this host",
+    Reason.SWARM_FULL: "the swarm has no room for another peer",
+    Reason.TRACKER_FULL: "the tracker has no room for another peer",
+}
+
+NO_ROOM = frozenset({Reason.HOST_FULL, Reason.SWARM_FULL, Reason.TRACKER_FULL})
+"""The refusals that are nobody's mistake."""
+
+
+class TrackerError(Exception):
+    """Something between this peer and a tracker went wrong."""
+
+    def __str__(self) -> str:
+        sentence = (type(self).__doc__ or type(self).__name__).partition("\n")[0].rstrip(".")
+        detail = super().__str__()
+        return f"{sentence}: {detail}" if detail else f"{sentence}."
+
+
+class ProtocolError(TrackerError):
+    """This is not a tracker message."""
+
+    def __init__(self, detail: str, id: int = 0) -> None:
+        super().__init__(detail)
+        self.id = id
+
+
+class RecordError(TrackerError):
+    """This is not a peer record."""
+
+
+class Refused(TrackerError):
+    """The tracker refused."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Reason(reason).sentence if reason in set(Reason) else reason)
+        self.reason = reason
+
+
+class Silent(TrackerError):
+    """The tracker does not answer."""

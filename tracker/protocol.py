@@ -1,0 +1,327 @@
+"""CORE: what a peer and its tracker say to each other, as frozen values and as bytes.
+
+Strategy: a peer asks, the tracker answers; the `id` of the question stands in the answer, so
+several may be on the way. Each message is one deterministic CBOR map whose "t" is its type, read
+through one table a direction. Parsing gives a value that is right or raises ProtocolError.
+
+A peer record travels as the envelope that its peer signed (kind "peer-record"). Trackers and peers
+both open it with `open_record`, so a tracker can hand records on but can't make or change one.
+
+The pages of docs/protocol/tracker.md show each message with the same bytes as the tests.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Final, Self, TypeAlias, TypeVar
+
+from ..transport import wire
+from ..transport.address import NAME_LIMIT, Address
+from ..transport.envelope import ENVELOPE_LIMIT, Kind, peek
+from ..transport.errors import (
+    AddressError,
+    BadSignature,
+    EnvelopeError,
+    IdentityError,
+    WireError,
+)
+from ..transport.identity import public_key
+from ..transport.manifest import SWARM_LIMIT
+from ..transport.wire import INTEGER, Fields
+from .errors import ProtocolError, Reason, RecordError, Refused
+
+VERSION: Final = 1
+
+ADDRESSES: Final = 8
+"""Addresses in a record: IPv4, IPv6, a name, and room for mapped and relayed ones."""
+
+ADDRESS_LIMIT: Final = NAME_LIMIT + 6
+"""Characters of HOST:PORT with the longest name there is."""
+
+RECORD_LIMIT: Final = 4 * 1024
+"""Bytes of a signed record: eight of the longest names make 2 KiB, a usual one has 230 bytes."""
+
+REQUEST_LIMIT: Final = RECORD_LIMIT + 256
+"""Bytes of a question: a record and the fields beside it."""
+
+REPLY_LIMIT: Final = ENVELOPE_LIMIT
+"""Bytes of an answer: what a control message may carry on every link."""
+
+PAGE_ITEMS: Final = 2048
+"""Records or peer IDs in one answer; REPLY_LIMIT lets 1500 of the shortest records through."""
+
+CURSOR_LIMIT: Final = 32
+"""Bytes of a cursor; ours has 24."""
+
+TTL_LEAST, TTL_MOST = 1.0, 3600.0
+"""Seconds that a tracker may ask for: below, it would be flooded; above, the dead live too long."""
+
+WATCH_SECONDS: Final = 25.0
+"""A watch is answered by then: NAT tables and firewalls forget an idle connection after 30 s."""
+
+_PEER_ID: Final = 64  # characters, before the exact check
+_REASON: Final = re.compile(r"[a-z]+(-[a-z]+)*")
+_REASON_LIMIT: Final = 32
+
+
+def check_swarm(name: str) -> str:
+    """The name, if a swarm may have it. Raises RecordError."""
+    if not 1 <= len(name) <= SWARM_LIMIT or not name.isprintable():
+        raise RecordError(f"a swarm's name has 1 to {SWARM_LIMIT} printable characters")
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRecord:
+    """Where a peer can be reached, in its own words. Raises RecordError for wrong values.
+
+    `seq` grows with every record of the peer; `created` is Unix seconds of its clock, for people
+    only. A peer that nobody can dial has no addresses: it dials the others.
+    """
+
+    swarm: str
+    seq: int
+    addresses: tuple[Address, ...]
+    created: float
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        check_swarm(self.swarm)
+        if self.version != VERSION:
+            raise RecordError(f"version {self.version}, this p2pnode reads version {VERSION}")
+        if not 0 <= self.seq <= INTEGER or not math.isfinite(self.created):
+            raise RecordError("seq must be from 0 to 2**63-1, created a finite number")
+        if len(self.addresses) > ADDRESSES or not all(a.port for a in self.addresses):
+            raise RecordError(f"at most {ADDRESSES} addresses, each with a port from 1")
+
+    def to_bytes(self) -> bytes:
+        """The deterministic CBOR map, what goes into the envelope."""
+        value = {name: getattr(self, name) for name in ("version", "swarm", "seq")}
+        value |= {"addresses": [str(a) for a in self.addresses], "created": float(self.created)}
+        return wire.encode(value)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The record in these bytes. Raises RecordError for any others."""
+        try:
+            f = Fields.parse(data, what="record", limit=RECORD_LIMIT)
+            addresses = f.items("addresses", ADDRESSES)
+            return cls(
+                version=f.integer("version"),
+                swarm=f.text("swarm", SWARM_LIMIT),
+                seq=f.integer("seq"),
+                addresses=tuple(_address(addresses, key) for key in addresses),
+                created=f.number("created"),
+            )
+        except (WireError, AddressError) as error:
+            raise RecordError(str(error)) from error
+
+
+def _address(f: Fields, key: str) -> Address:
+    return Address.parse(f.text(key, ADDRESS_LIMIT))
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """A record whose signature was checked: the bytes as they came, their peer, what they say."""
+
+    data: bytes
+    peer: str
+    record: PeerRecord
+
+
+def open_record(data: bytes, *, signer: str | None = None) -> SignedRecord:
+    """Check a signed record, cheap things first; `signer` is the one peer that may have signed.
+
+    Raises Refused with MALFORMED, FOREIGN_KEY or BAD_SIGNATURE.
+    """
+    try:
+        unverified = peek(data, limit=RECORD_LIMIT)
+        if signer is not None and unverified.peer_id != signer:
+            raise Refused(Reason.FOREIGN_KEY)
+        record = PeerRecord.from_bytes(unverified.payload)
+        return SignedRecord(data, unverified.verify(Kind.PEER_RECORD).peer_id, record)
+    except BadSignature:
+        raise Refused(Reason.BAD_SIGNATURE) from None
+    except (EnvelopeError, RecordError):
+        raise Refused(Reason.MALFORMED) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """I am here: `envelope` is my signed record. Answered by Welcome."""
+
+    TYPE: ClassVar[str] = "announce"
+    id: int
+    envelope: bytes
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError."""
+        return cls(id, f.bytes("envelope", 1, RECORD_LIMIT))
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is new since `cursor`? Answered by Events, at the latest after 25 s.
+
+    The cursor is the last answer's; an empty one asks for the whole list.
+    """
+
+    TYPE: ClassVar[str] = "watch"
+    id: int
+    cursor: bytes = b""
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError."""
+        return cls(id, f.bytes("cursor", 0, CURSOR_LIMIT))
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """I go. Answered by Bye."""
+
+    TYPE: ClassVar[str] = "leave"
+    id: int
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message; it has no fields."""
+        return cls(id)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The record is kept for `ttl` seconds; `seen` is where the announcing connection came from."""
+
+    TYPE: ClassVar[str] = "welcome"
+    id: int
+    ttl: float
+    seen: Address
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError, AddressError."""
+        ttl = f.number("ttl")
+        if not TTL_LEAST <= ttl <= TTL_MOST:
+            raise WireError(f"ttl is {ttl}, must be from {TTL_LEAST} to {TTL_MOST}")
+        return cls(id, ttl, _address(f, "seen"))
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What is new: apply `left` (peer IDs), then `joined` (signed records, of new or moved peers).
+
+    `fresh` opens a whole list: who is known and does not come on this page or a following one has
+    left, or has not come back yet to a tracker that was started anew.
+    """
+
+    TYPE: ClassVar[str] = "events"
+    id: int
+    cursor: bytes
+    fresh: bool
+    joined: tuple[bytes, ...]
+    left: tuple[str, ...]
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError, IdentityError."""
+        joined, left = f.items("joined", PAGE_ITEMS), f.items("left", PAGE_ITEMS)
+        return cls(
+            id,
+            f.bytes("cursor", 0, CURSOR_LIMIT),
+            f.boolean("fresh"),
+            tuple(joined.bytes(key, 1, RECORD_LIMIT) for key in joined),
+            tuple(_peer(left.text(key, _PEER_ID)) for key in left),
+        )
+
+
+def _peer(text: str) -> str:
+    public_key(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The record is forgotten."""
+
+    TYPE: ClassVar[str] = "bye"
+    id: int
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message; it has no fields."""
+        return cls(id)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No. `reason` is a word of errors.Reason, or one that only a newer tracker knows.
+
+    The id is 0 where the question's could not be read or the whole connection is refused.
+    """
+
+    TYPE: ClassVar[str] = "error"
+    id: int
+    reason: str
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError."""
+        reason = f.text("reason", _REASON_LIMIT)
+        if not _REASON.fullmatch(reason):
+            raise WireError("error.reason is wrong: must be small letters and hyphens")
+        return cls(id, reason)
+
+
+Request: TypeAlias = Announce | Watch | Leave
+Reply: TypeAlias = Welcome | Events | Bye | Refusal
+Message: TypeAlias = Request | Reply
+M = TypeVar("M", bound=Message)
+_Table: TypeAlias = Mapping[str, Callable[[int, Fields], M]]
+
+_REQUESTS: Final[_Table[Request]] = {
+    Announce.TYPE: Announce.read,
+    Watch.TYPE: Watch.read,
+    Leave.TYPE: Leave.read,
+}
+_REPLIES: Final[_Table[Reply]] = {
+    Welcome.TYPE: Welcome.read,
+    Events.TYPE: Events.read,
+    Bye.TYPE: Bye.read,
+    Refusal.TYPE: Refusal.read,
+}
+
+
+def to_bytes(message: Message) -> bytes:
+    """The one encoding of a message."""
+    value: dict[str, object] = {"t": message.TYPE}
+    for field in fields(message):
+        item = getattr(message, field.name)
+        value[field.name] = str(item) if isinstance(item, Address) else item
+    return wire.encode(value)
+
+
+def parse_request(data: bytes) -> Request:
+    """The question in these bytes (at most REQUEST_LIMIT). Raises ProtocolError for any others."""
+    return _parse(data, _REQUESTS, "request", 1, REQUEST_LIMIT)
+
+
+def parse_reply(data: bytes) -> Reply:
+    """The answer in these bytes (at most REPLY_LIMIT). Raises ProtocolError for any others."""
+    return _parse(data, _REPLIES, "reply", 0, REPLY_LIMIT)
+
+
+def _parse(data: bytes, table: _Table[M], what: str, first_id: int, limit: int) -> M:
+    id = 0
+    try:
+        f = Fields.parse(data, what=what, limit=limit)
+        id = f.integer("id", first_id)
+        name = f.text("t", 16)
+        if name not in table:
+            raise WireError(f"{what}.t is wrong: must be one of {', '.join(table)}")
+        return table[name](id, f)
+    except (WireError, AddressError, IdentityError) as error:
+        raise ProtocolError(str(error), id) from error
