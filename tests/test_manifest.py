@@ -13,9 +13,6 @@ from p2pnode.transport import wire
 from p2pnode.transport.errors import ManifestError
 from p2pnode.transport.manifest import (
     CHUNK,
-
-STEADY = settings(deadline=None, derandomize=True)
-"""The same examples in every run, however busy the machine is."""
     DIGESTS_LIMIT,
     EXPIRY,
     MANIFEST_LIMIT,
@@ -25,6 +22,9 @@ STEADY = settings(deadline=None, derandomize=True)
     Scores,
     chunk_size_for,
 )
+
+STEADY = settings(deadline=None, derandomize=True)
+"""The same examples in every run, however busy the machine is."""
 
 CREATED = 1_760_000_000.25
 
