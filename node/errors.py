@@ -8,6 +8,8 @@
     ├── WeightsError          a model file or a state dict can't be read or written
     ├── CheckpointError       the checkpoint belongs to another run
     ├── WorkerProtocolError   a line between the daemon and its worker is wrong
+    ├── WorkerCrashed         the training process ends again and again
+    ├── ControlError          no running node answers on the control socket
     └── StatusError           bytes that aren't the status of a node
 
 `str(error)` is a whole sentence for a person: the first line of the class's docstring says what
@@ -54,3 +56,11 @@ class WorkerProtocolError(NodeError):
 
 class StatusError(NodeError):
     """The node's status can't be read; node and p2pnode may be of different versions."""
+
+
+class WorkerCrashed(NodeError):
+    """The training process ended by itself."""
+
+
+class ControlError(NodeError):
+    """The node can't be asked."""
