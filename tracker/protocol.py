@@ -106,20 +106,25 @@ class PeerRecord:
         """The record in these bytes. Raises RecordError for any others."""
         try:
             f = Fields.parse(data, what="record", limit=RECORD_LIMIT)
-            addresses = f.items("addresses", ADDRESSES)
+            texts = f.items("addresses", ADDRESSES)
             return cls(
                 version=f.integer("version"),
                 swarm=f.text("swarm", SWARM_LIMIT),
                 seq=f.integer("seq"),
-                addresses=tuple(_address(addresses, key) for key in addresses),
+                addresses=tuple(
+                    _address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
+                ),
                 created=f.number("created"),
             )
-        except (WireError, AddressError) as error:
+        except WireError as error:
             raise RecordError(str(error)) from error
 
 
-def _address(f: Fields, key: str) -> Address:
-    return Address.parse(f.text(key, ADDRESS_LIMIT))
+def _address(text: str, what: str) -> Address:
+    try:
+        return Address.parse(text)
+    except AddressError as error:
+        raise WireError(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +208,11 @@ class Welcome:
 
     @classmethod
     def read(cls, id: int, f: Fields) -> Self:
-        """The message in these fields. Raises WireError, AddressError."""
+        """The message in these fields. Raises WireError."""
         ttl = f.number("ttl")
         if not TTL_LEAST <= ttl <= TTL_MOST:
             raise WireError(f"ttl is {ttl}, must be from {TTL_LEAST} to {TTL_MOST}")
-        return cls(id, ttl, _address(f, "seen"))
+        return cls(id, ttl, _address(f.text("seen", ADDRESS_LIMIT), "welcome.seen"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,19 +232,22 @@ class Events:
 
     @classmethod
     def read(cls, id: int, f: Fields) -> Self:
-        """The message in these fields. Raises WireError, IdentityError."""
+        """The message in these fields. Raises WireError."""
         joined, left = f.items("joined", PAGE_ITEMS), f.items("left", PAGE_ITEMS)
         return cls(
             id,
             f.bytes("cursor", 0, CURSOR_LIMIT),
             f.boolean("fresh"),
             tuple(joined.bytes(key, 1, RECORD_LIMIT) for key in joined),
-            tuple(_peer(left.text(key, _PEER_ID)) for key in left),
+            tuple(_peer(left.text(key, _PEER_ID), "events.left") for key in left),
         )
 
 
-def _peer(text: str) -> str:
-    public_key(text)
+def _peer(text: str, what: str) -> str:
+    try:
+        public_key(text)
+    except IdentityError as error:
+        raise WireError(f"{what}: {error}") from error
     return text
 
 
@@ -323,5 +331,5 @@ def _parse(data: bytes, table: _Table[M], what: str, first_id: int, limit: int) 
         if name not in table:
             raise WireError(f"{what}.t is wrong: must be one of {', '.join(table)}")
         return table[name](id, f)
-    except (WireError, AddressError, IdentityError) as error:
+    except WireError as error:
         raise ProtocolError(str(error), id) from error
