@@ -14,7 +14,6 @@ open or mapped. The daemon keeps an index in memory, so asking what is there tou
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +148,7 @@ def _write(path: Path, data: bytes) -> None:
     """Write a small file so that it is there whole or not at all."""
     fresh = path.with_suffix(".tmp")
     fresh.write_bytes(data)
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def _remove(model: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -151,7 +151,7 @@ class Trainer:
                     self._owner.printed(text)
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     """The stream's lines; one that is too long is cut into several."""
     rest = b""
     while data := await stream.receive_some():

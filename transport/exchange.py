@@ -120,17 +120,26 @@ class Exchange:
             task_status.started()
             await trio.sleep_forever()
 
-    def announce(self, held: Held) -> None:
-        """Offer our own new model to `fan_out` of the peers, chosen anew each time."""
+    def announce(self, held: Held) -> set[str]:
+        """Offer our own new model to `fan_out` of the peers, chosen anew each time: to these."""
         self.epoch = held.manifest.epoch
         met = self.met()
-        for session in self._chance.sample(met, min(self._fan_out, len(met))):
+        chosen = self._chance.sample(met, min(self._fan_out, len(met)))
+        for session in chosen:
             session.say(Offer(held.envelope))
+        return {session.peer for session in chosen}
 
     def want(self) -> None:
         """Ask all peers for the newest models they hold."""
         for session in self.met():
             session.say(Want())
+
+    async def leave(self) -> None:
+        """Part from all peers; returns when they have closed. The caller's scope is the timeout."""
+        for session in list(self.sessions.values()):
+            session.end("the peer was stopped")
+        while self.sessions:
+            await trio.sleep(0.02)
 
     def met(self) -> list[Session]:
         """The sessions whose peers train the same run."""
@@ -158,6 +167,7 @@ class Exchange:
         finally:
             if self.sessions.get(link.peer) is session:
                 del self.sessions[link.peer]
+                self._offers.pop(link.peer, None)
             self._observer.parted(session)
         return session.ending
 

@@ -1,0 +1,244 @@
+"""I/O: the one nursery that wires a node together.
+
+`run_node` starts the parts, passes what one reports to the others that care, and ends them in
+order. Training never waits for the network, and the network never for training: between them are a
+slot for our newest model (training.py) and the mailbox folder (mailbox.py).
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+import trio
+
+from ..transport.address import Address
+from ..transport.admission import Offered
+from ..transport.exchange import Exchange
+from ..transport.identity import Identity, short
+from ..transport.link import Link
+from ..transport.network import TcpNetwork
+from ..transport.outgoing import Held
+from ..transport.session import Session
+from . import control
+from .board import Board, Facts
+from .config import Config
+from .errors import NodeError
+from .home import Home
+from .mailbox import Mailbox
+from .peers import Peers
+from .presence import Presence
+from .start import Start
+from .status import NodeStatus, printable
+from .training import Training
+
+# A view draws, or writes lines, as long as the node runs; it asks for the status when it likes.
+View: TypeAlias = Callable[[Callable[[], NodeStatus]], Awaitable[None]]
+
+# Leaving politely (trackers, peers) may take so long; with killing the worker it stays under 2 s.
+LEAVE_SECONDS = 0.8
+
+
+class Node:
+    """One running node: the parts, and what passes between them."""
+
+    def __init__(self, config: Config, identity: Identity, home: Home) -> None:
+        self._config, self._home = config, home
+        clock, wall, chance = trio.current_time, time.time, random.Random()
+        folder = home.swarm_folder(config.swarm)
+        self.board = Board(_facts(config, identity), clock, wall)
+        self.network = TcpNetwork(identity, self.board.reject)
+        self.mailbox = Mailbox(folder, identity.peer_id, config.mailbox_models)
+        self.exchange = Exchange(
+            identity.peer_id,
+            self.mailbox,
+            self,
+            clock=clock,
+            wall=wall,
+            fan_out=config.fan_out,
+            max_peers=config.max_peers,
+            chance=chance,
+        )
+        self.presence = Presence(
+            config, identity, self.network, clock=clock, wall=wall, chance=chance, log=self.log
+        )
+        self.peers = Peers(
+            self.network,
+            self.exchange,
+            clock=clock,
+            chance=chance,
+            confirmed=self.presence.confirmed,
+            log=self.log,
+        )
+        self._start = Start(config.bootstrap, self.presence, self.exchange, self.mailbox, clock)
+        self.training = Training(
+            config,
+            identity,
+            folder,
+            self.mailbox,
+            self.exchange,
+            self._start,
+            self.board,
+            clock=clock,
+            wall=wall,
+            log=self.log,
+        )
+        self._bound: Address | None = None
+        self._stopping = trio.Event()
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def run(self, view: View) -> None:
+        """Until training is done (without `--stay`) or `stop` is called."""
+        async with trio.open_nursery() as viewing:
+            viewing.start_soon(view, self.status)
+            async with trio.open_nursery() as nursery:
+                await self._start_parts(nursery)
+                nursery.start_soon(self._train)
+                await self._stopping.wait()
+                await self._leave()
+                nursery.cancel_scope.cancel()
+            viewing.cancel_scope.cancel()
+
+    async def _start_parts(self, nursery: trio.Nursery) -> None:
+        """Each part is ready before the next one needs it; a taken port is told first."""
+        listen = self._config.listen
+        await nursery.start(self.exchange.run)
+        await nursery.start(self.peers.run)
+        self._bound = await nursery.start(self.network.listen, listen, "peer", self._welcome)
+        self.log("info", f"listening on {self._bound}")
+        await nursery.start(control.serve, self._home.control_path(), self.status)
+        await nursery.start(self.presence.run, self._bound, self.peers)
+
+    async def _welcome(self, link: Link) -> None:
+        await self.exchange.serve(link)
+
+    async def _train(self) -> None:
+        await self.training.run()
+        if self._config.stay:
+            self.log("info", "serving the last model until stopped (--stay)")
+        else:
+            self.stop()
+
+    def stop(self) -> bool:
+        """End the node politely; False if it is ending already."""
+        ending = self._stopping.is_set()
+        self._stopping.set()
+        return not ending
+
+    async def _leave(self) -> None:
+        """Tell trackers and peers, within LEAVE_SECONDS."""
+        with trio.move_on_after(LEAVE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.presence.leave)
+                nursery.start_soon(self.exchange.leave)
+
+    def status(self) -> NodeStatus:
+        """The node at this moment."""
+        public = self.presence.addresses()
+        return self.board.snapshot(
+            public=str(public[0]) if public else "",
+            listening=str(self._bound or ""),
+            trackers=self.presence.statuses(),
+            peers=self.peers,
+            exchange=self.exchange,
+            mailbox=self.mailbox,
+        )
+
+    def log(self, level: str, text: str) -> None:
+        """An event for people."""
+        self.board.event(level, printable(text))
+
+    # -- Observer: what the exchange reports -----------------------------------------------------
+
+    def met(self, session: Session) -> None:
+        """A peer that trains the same run."""
+        self.board.met(session)
+        self.peers.met(session)
+        if not session.link.dialled:
+            self.presence.came_in()
+        self.log("info", f"met {short(session.peer)} at {session.link.remote}")
+        self._start.met(session)
+
+    def parted(self, session: Session) -> None:
+        """A session is over."""
+        self.board.parted(session)
+        self.peers.parted(session)
+
+    def filed(self, offered: Offered) -> None:
+        """A model is in the mailbox."""
+        self._start.filed()
+
+    def delivered(self, session: Session, held: Held) -> None:
+        """A peer has our model."""
+        self.training.answered(session.peer, held)
+
+    def rejected(self, reason: str, peer: str, detail: str) -> None:
+        """A peer's mistake: counted and shown."""
+        self.board.reject(reason)
+        self.log("warning", f"rejected ({reason}) from {short(peer)}: {detail}")
+
+    def refused(self, session: Session, reason: str, detail: str) -> None:
+        """A peer refuses our model."""
+        self.training.answered(session.peer)
+        self.log("warning", f"{short(session.peer)} refuses our model ({reason}): {detail}")
+
+
+def _facts(config: Config, identity: Identity) -> Facts:
+    return Facts(
+        version("p2pnode"),
+        identity.peer_id,
+        config.swarm,
+        config.task,
+        config.shard,
+        config.epochs,
+        config.mailbox_models,
+    )
+
+
+def run_node(config: Config, identity: Identity, home: Home, view: View) -> int:
+    """Run a node until it is done or stopped; gives the exit code.
+
+    Raises NodeError and TransportError for what the user can mend (a busy port, a wrong task).
+    """
+    with home.lock():
+        trio.run(_main, config, identity, home, view)
+    return 0
+
+
+async def _main(config: Config, identity: Identity, home: Home, view: View) -> None:
+    node = Node(config, identity, home)
+    try:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, signals, node, nursery.cancel_scope)
+                await node.run(view)
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+async def _stop_on_signal(signals: Any, node: Node, scope: trio.CancelScope) -> None:
+    """The first signal ends the node politely, the second at once."""
+    async for number in signals:
+        node.log("info", f"stopping ({signal.Signals(number).name})")
+        if not node.stop():
+            scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Nurseries wrap errors in groups; people are shown the one that matters, ours first."""
+    leaves = list(_leaves(group))
+    return next((error for error in leaves if isinstance(error, NodeError)), leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

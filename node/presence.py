@@ -1,0 +1,126 @@
+"""I/O: this node as others see it: the trackers that list it, and the addresses it announces."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import trio
+
+from ..tracker.client import TrackerClient
+from ..tracker.protocol import PeerRecord
+from ..transport import nat
+from ..transport.address import Address
+from ..transport.envelope import Kind, seal
+from ..transport.identity import Identity
+from ..transport.link import Network
+from .config import Config
+from .peers import Peers
+from .status import TrackerStatus
+
+# How often the machine's own address towards the trackers is looked at (DHCP, another Wi-Fi), and
+# how often until there is a first one.
+ADDRESS_SECONDS, FIRST_ADDRESS_SECONDS = 5.0, 0.2
+
+
+class Presence:
+    """All trackers, one peer record, one way in (more with transport.nat's other ways)."""
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        network: Network,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        chance: random.Random,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._swarm, self._identity = config.swarm, identity
+        self._clock, self._wall, self._log = clock, wall, log
+        self._direct = nat.Direct(config.public)
+        self._record_seq = 0
+        self._clients = {
+            address: TrackerClient(
+                network,
+                address,
+                swarm=config.swarm,
+                peer=identity.peer_id,
+                rng=chance,
+                log=partial(self._tracker_log, address),
+            )
+            for address in config.tracker
+        }
+
+    async def run(
+        self, bound: Address, peers: Peers, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Announce and watch until cancelled; `bound` is where the node listens."""
+        self._direct.bound(bound)
+        async with trio.open_nursery() as nursery:
+            for address, client in self._clients.items():
+                joined = partial(peers.joined, str(address))
+                left = partial(peers.left, str(address))
+                await nursery.start(client.run, self._record, joined, left)
+            nursery.start_soon(self._watch_addresses)
+            task_status.started()
+            if not self._clients:
+                self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
+
+    async def leave(self) -> None:
+        """Tell all trackers; the caller's scope says how long at most."""
+        async with trio.open_nursery() as nursery:
+            for client in self._clients.values():
+                nursery.start_soon(client.leave)
+
+    def came_in(self) -> None:
+        """A peer dialled us: we can be reached."""
+        self._direct.came_in()
+
+    def addresses(self) -> tuple[Address, ...]:
+        """What is announced now."""
+        return nat.announced([self._direct], self._clock())
+
+    def confirmed(self) -> bool:
+        """Whether a tracker answers now."""
+        return any(client.state.status == "connected" for client in self._clients.values())
+
+    def settled(self) -> bool:
+        """Whether every tracker has answered, or is known not to."""
+        return all(client.state.status != "connecting" for client in self._clients.values())
+
+    def listed(self) -> int:
+        """How many other peers there should be: the longest of the trackers' lists."""
+        return max((client.state.peers for client in self._clients.values()), default=0)
+
+    def statuses(self) -> Iterator[TrackerStatus]:
+        """The trackers, for the screen."""
+        for client in self._clients.values():
+            state = client.state
+            yield TrackerStatus(str(state.address), state.status, state.detail, state.peers)
+
+    async def _watch_addresses(self) -> None:
+        """Guess our addresses anew when the machine's network changes, and announce them."""
+        while True:
+            for address, client in self._clients.items():
+                own = await trio.to_thread.run_sync(nat.outgoing_host, address)
+                seen = client.state.seen.host if client.state.seen else None
+                if any([self._direct.saw(host) for host in (own, seen) if host]):
+                    client.refresh()
+            await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)
+
+    def _record(self) -> bytes:
+        """A fresh signed peer record. Wall-clock numbers grow across restarts, too."""
+        self._record_seq = max(self._record_seq + 1, int(self._wall() * 1000))
+        record = PeerRecord(
+            swarm=self._swarm,
+            seq=self._record_seq,
+            addresses=self.addresses(),
+            created=self._wall(),
+        )
+        return seal(self._identity, Kind.PEER_RECORD, record.to_bytes())
+
+    def _tracker_log(self, address: Address, line: str) -> None:
+        self._log("info", f"tracker {address}: {line}")

@@ -1,0 +1,238 @@
+"""I/O: between the worker and the swarm: the worker's reports become models, board and log.
+
+A model goes from the worker to the exchange through a slot that holds only the newest: digesting
+and offering never make training wait, and a slow disk skips models rather than piling them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from ..transport.envelope import Kind, seal
+from ..transport.exchange import Exchange, Terms
+from ..transport.identity import Identity, short
+from ..transport.manifest import EXPIRY, PARENTS_LIMIT, Manifest, chunk_size_for
+from ..transport.messages import TASK_LIMIT, TENSOR_TEXT_LIMIT, TENSORS_LIMIT, Run
+from ..transport.outgoing import Held
+from ..transport.parts import digest_file
+from . import orders
+from .board import Board
+from .config import Config
+from .home import cache_folder, fair_threads
+from .mailbox import Mailbox
+from .start import Start
+from .status import printable
+from .trainer import Trainer
+
+# The header and JSON of a safetensors file above its tensors: 100 bytes a tensor and some room.
+FILE_OVERHEAD = 1 << 20
+# How often the number of nodes on this machine is looked at, to share the cores.
+SHARE_SECONDS = 2.0
+# How often the last model's delivery is looked at, once training is done.
+LOOK_SECONDS = 0.05
+
+
+class Training:
+    """The worker's side of a node; the trainer's `Owner`."""
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        folder: Path,
+        mailbox: Mailbox,
+        exchange: Exchange,
+        start: Start,
+        board: Board,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._config, self._identity = config, identity
+        self._mailbox, self._exchange = mailbox, exchange
+        self._start, self._board = start, board
+        self._wall, self._log = wall, log
+        setup = _setup(config, folder)
+        self._threads = setup.threads
+        self.trainer = Trainer(setup, self, clock=clock)
+        self._terms: Terms | None = None
+        self._models_in, self._models_out = trio.open_memory_channel[orders.Model](1)
+        self._ready = trio.Event()
+        self._awaited: set[str] = set()  # who was offered our newest model and hasn't answered
+
+    async def run(self) -> None:
+        """Train until done, then see the last model to the others (at most `linger` seconds)."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._begin_each)
+            nursery.start_soon(self._publish)
+            if not self._config.threads:
+                nursery.start_soon(self._share_cores)
+            await self.trainer.run()
+            with trio.move_on_after(self._config.linger):
+                while self._undelivered():
+                    await trio.sleep(LOOK_SECONDS)
+            nursery.cancel_scope.cancel()
+
+    def _undelivered(self) -> bool:
+        connected = {session.peer for session in self._exchange.met()}
+        publishing = self._models_out.statistics().tasks_waiting_receive == 0
+        return publishing or bool(self._awaited & connected)
+
+    def answered(self, peer: str, held: Held | None = None) -> None:
+        """A peer has filed (or refused) a model of ours."""
+        if held is None or held is self._mailbox.own:
+            self._awaited.discard(peer)
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    async def _begin_each(self) -> None:
+        """Each time a worker is ready: give the swarm's models a moment to come in, then start."""
+        while True:
+            await self._ready.wait()
+            self._ready = trio.Event()
+            bootstrap = await self._start.wait(self._log)
+            self.trainer.order(orders.Begin(bootstrap))
+
+    async def _publish(self) -> None:
+        """Digest, sign and offer each model of our worker; the newest is what counts."""
+        async for model in self._models_out:
+            try:
+                await self._publish_one(model)
+            except OSError as error:
+                self._board.reject("disk")
+                self._log("error", f"the model of epoch {model.epoch} isn't sent: {error}")
+
+    async def _publish_one(self, model: orders.Model) -> None:
+        assert self._terms is not None
+        manifest = await trio.to_thread.run_sync(
+            manifest_of, model, self._terms.run, self._mailbox.own, self._wall()
+        )
+        data = seal(self._identity, Kind.MANIFEST, manifest.to_bytes())
+        held = await trio.to_thread.run_sync(self._mailbox.publish, model.path, data)
+        self._awaited = self._exchange.announce(held)
+
+    async def _share_cores(self) -> None:
+        """Cores ÷ local peers, as they come and go."""
+        while True:
+            await trio.sleep(SHARE_SECONDS)
+            fair = await trio.to_thread.run_sync(fair_threads)
+            if fair != self._threads:
+                self._threads = fair
+                self.trainer.order(orders.Threads(fair))
+                self._log("info", f"threads: {fair} from the next epoch on (cores ÷ local nodes)")
+
+    # -- Owner: what the trainer tells ---------------------------------------------------------
+
+    def reported(self, report: orders.Report) -> None:
+        """Dispatch by the kind of report."""
+        match report:
+            case orders.Ready():
+                self._on_ready(report)
+            case orders.Model():
+                self._on_model(report)
+            case orders.State():
+                self._board.state(report)
+                if report.detail:
+                    self._log("warning", report.detail)
+            case orders.Began():
+                self._on_began(report)
+            case orders.Progress():
+                self._board.progress(report)
+            case orders.Epoch():
+                self._on_epoch(report)
+            case orders.Finished():
+                self._log("info", f"training is done after {report.epochs} epochs")
+
+    def printed(self, line: str) -> None:
+        """What the worker, torch or the user's task says."""
+        self._log("info", f"worker: {line}")
+
+    def crashed(self, detail: str) -> None:
+        """The worker is started again."""
+        self._board.reject("worker crash")
+        self._log("error", f"the worker ended ({detail}); it goes on from its checkpoint")
+
+    def _on_ready(self, ready: orders.Ready) -> None:
+        self._board.ready(ready)
+        schema = bytes.fromhex(ready.schema)
+        tensors = tuple(printable(t)[:TENSOR_TEXT_LIMIT] for t in ready.tensors[:TENSORS_LIMIT])
+        task = printable(self._config.task)[:TASK_LIMIT]
+        run = Run(self._config.swarm, task, schema, ready.parameters, tensors)
+        self._terms = Terms(run, ready.model_bytes + FILE_OVERHEAD)
+        self._mailbox.keep(schema)
+        own = self._mailbox.own
+        self._exchange.epoch = own.manifest.epoch if own else 0
+        self._exchange.agree(self._terms)
+        self._log("info", f"{ready.samples} samples on {ready.device}, {ready.threads} threads")
+        self._ready.set()
+
+    def _on_began(self, began: orders.Began) -> None:
+        self._board.age = began.age
+        if began.sources:
+            names = ", ".join(short(peer) for peer in began.sources)
+            self._log("info", f"starts from the average of {len(began.sources)} models: {names}")
+        elif began.epoch > 1:
+            self._log("info", f"goes on from the checkpoint, with epoch {began.epoch}")
+
+    def _on_model(self, model: orders.Model) -> None:
+        """Into the slot; one that still waits there is replaced."""
+        self._board.age = model.age
+        try:
+            self._models_out.receive_nowait()
+        except trio.WouldBlock:
+            pass
+        self._models_in.send_nowait(model)
+
+    def _on_epoch(self, epoch: orders.Epoch) -> None:
+        self._board.epoch(epoch)
+        for refused in epoch.refused:
+            self._board.reject("not averaged" if refused.peer else "own model broken")
+            whose = short(refused.peer) if refused.peer else "our own model"
+            self._log("warning", f"not averaged: {whose}: {refused.reason}")
+
+
+def manifest_of(model: orders.Model, run: Run, own: Held | None, now: float) -> Manifest:
+    """The manifest of our worker's new model; reads and digests its file (in a thread)."""
+    chunk_size = chunk_size_for(model.path.stat().st_size)
+    size, digests = digest_file(model.path, chunk_size)
+    return Manifest(
+        swarm=run.swarm,
+        # Wall-clock numbers grow across restarts, even when the home was restored from a backup.
+        seq=max(int(now * 1000), own.manifest.seq + 1 if own else 0),
+        epoch=model.epoch,
+        age=model.age,
+        created=now,
+        expires=now + EXPIRY,
+        schema=run.schema,
+        size=size,
+        chunk_size=chunk_size,
+        digests=digests,
+        samples=model.samples,
+        loss=model.loss,
+        before=model.before,
+        after=model.after,
+        previous=own.id if own else None,
+        parents=tuple(map(bytes.fromhex, model.parents[:PARENTS_LIMIT])),
+    )
+
+
+def _setup(config: Config, folder: Path) -> orders.Setup:
+    return orders.Setup(
+        task=config.task,
+        shard=config.shard,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        test_batch_size=config.test_batch_size,
+        lr=config.lr,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads or fair_threads(),
+        data_dir=config.data_dir,
+        cache=cache_folder(),
+        folder=folder,
+        staleness=config.staleness,
+    )

@@ -1,0 +1,119 @@
+"""How others can reach this node: the `Reach` interface and its first implementation.
+
+A `Reach` is one way in (direct, later a port mapping, a punched hole, a relay). It claims
+addresses, each with how sure it is and until when. The node announces the claims of all its ways,
+the surest first. Cores only take `now`; a way that has to talk to routers or relays does so in a
+task of its own and changes what it claims.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from .address import Address
+
+# What a peer record carries at most; more ways in than that don't help anybody.
+ADDRESSES_LIMIT = 8
+
+
+class Confidence(IntEnum):
+    """How sure a way in is."""
+
+    GUESSED = 1  # an address of this machine, or the tracker's sight of it, and our port
+    GIVEN = 2  # the user says so (--public)
+    PROVED = 3  # somebody came in through it
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Others may reach us at `address`, so sure, until `until` (the caller's clock, seconds)."""
+
+    address: Address
+    confidence: Confidence
+    until: float = math.inf
+
+
+class Reach(Protocol):
+    """One way in."""
+
+    name: str
+
+    def claims(self, now: float) -> tuple[Claim, ...]:
+        """What this way offers now."""
+
+
+class Direct:
+    """Others connect to the address that we listen on, with nothing in between.
+
+    With `--public` that address is known. Without, it is guessed: the hosts under which trackers
+    saw us and the machine's own outgoing addresses, each with the port that we listen on.
+    """
+
+    name = "direct"
+
+    def __init__(self, public: Address | None) -> None:
+        self._public = public
+        self._bound: Address | None = None
+        self._seen: dict[str, None] = {}
+        self._proved = False
+
+    def bound(self, address: Address) -> None:
+        """We listen here."""
+        self._bound = address
+
+    def saw(self, host: str) -> bool:
+        """A tracker saw us as this host; True where that is news."""
+        new = host not in self._seen
+        self._seen[host] = None
+        return new
+
+    def came_in(self) -> None:
+        """A peer has dialled us."""
+        self._proved = True
+
+    def claims(self, now: float) -> tuple[Claim, ...]:
+        """The addresses to announce."""
+        sure = Confidence.PROVED if self._proved else None
+        if self._public is not None:
+            return (Claim(self._public, sure or Confidence.GIVEN),)
+        if self._bound is None:
+            return ()
+        if not _is_wildcard(self._bound.host):
+            return (Claim(self._bound, sure or Confidence.GIVEN),)
+        return tuple(
+            Claim(Address(host, self._bound.port), sure or Confidence.GUESSED)
+            for host in self._seen
+        )
+
+
+def announced(reaches: Iterable[Reach], now: float) -> tuple[Address, ...]:
+    """The addresses of all valid claims, the surest first, each once."""
+    claims = [c for reach in reaches for c in reach.claims(now) if c.until > now]
+    claims.sort(key=lambda claim: -claim.confidence)
+    return tuple(dict.fromkeys(claim.address for claim in claims))[:ADDRESSES_LIMIT]
+
+
+def outgoing_host(towards: Address) -> str | None:
+    """The address of this machine from which it would talk to another (no packet is sent)."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            towards.host, towards.port, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0]).split("%")[0]
+    except OSError:
+        return None
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
