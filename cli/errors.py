@@ -1,18 +1,41 @@
 """What a person can do wrong at the command line, as one tree.
 
-    CliError
-    ├── UsageError     verbs or flags that don't exist or don't fit together
-    └── DemoFailed     the demo ran, and did not show what it should
+CliError
+├── UsageError     verbs, flags and values that don't exist or don't fit
+├── NotRunning     a verb needs a running node
+└── DemoFailed     the demo ran, and did not show what it should
+
+A class's docstring is the sentence that a person reads; str() adds the specifics.
 """
+
+from collections.abc import Iterator
 
 
 class CliError(Exception):
-    """The command can't be run as it was typed."""
+    """The command failed."""
+
+    def __str__(self) -> str:
+        sentence = (type(self).__doc__ or type(self).__name__).partition("\n")[0].rstrip(".")
+        detail = super().__str__()
+        return f"{sentence}: {detail}" if detail else f"{sentence}."
 
 
 class UsageError(CliError):
-    """The command line is wrong."""
+    """The command can't be run as it was typed."""
 
 
 class DemoFailed(CliError):
     """The demo did not show what it should."""
+
+
+class NotRunning(CliError):
+    """No node is running."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group, as nurseries raise them, however deep they lie."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
