@@ -1,33 +1,33 @@
 """What the daemon and its worker process say to each other: one JSON object a line.
 
-Orders go down the worker's stdin, reports come up from its stdout. Each is a frozen value; a line
-is the value's fields plus "type", the name of its class. Reading is strict: any line gives a value
-or WorkerProtocolError. JSON knows no NaN, so a number that isn't finite is sent as None.
+Strategy: orders go down the worker's stdin, reports come up from its stdout. Each is a frozen
+value; a line is its fields plus "type", the name of its class. Reading is strict: any line gives
+a value or WorkerProtocolError. JSON knows no NaN, so a loss that isn't finite is sent as None.
 
 This module imports neither torch nor trio, so both processes can use it.
 """
 
-import json
-import math
-import os
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeAlias, get_args
 
-from ..transport.errors import TransportError
 from ..transport.manifest import Scores
+from . import records
 from .errors import WorkerProtocolError
 
-# A line holds at most a list of tensors (TENSORS_LIMIT of them) or of averaged peers.
-LINE_LIMIT = 1024 * 1024
-# Ready lists this many tensors at most, enough to show where two models differ.
-TENSORS_LIMIT = 2_000
-# Progress comes at most this often: smooth for the eye, nothing for the device.
-PROGRESS_INTERVAL = 0.25
+LINE_LIMIT: Final = 1024 * 1024
+"""Bytes of a line: room for TENSORS_LIMIT tensors, the longest list there is."""
 
-STATES = ("loading", "bootstrapping", "training", "testing", "averaging", "finished")
+TENSORS_LIMIT: Final = 2_000
+"""Ready lists no more tensors than this, enough to show where two models differ."""
+
+TEXT_LIMIT: Final = 400
+"""Characters of a reason, a detail or a tensor's line; longer ones are cut."""
+
+PROGRESS_INTERVAL: Final = 0.25
+"""Seconds between two Progress: smooth for the eye, nothing for the device."""
+
+STATES: Final = ("loading", "bootstrapping", "training", "testing", "averaging", "finished")
 
 
 # ── orders: daemon → worker ──────────────────────────────────────────────────────────────────
@@ -177,18 +177,16 @@ class Failed:
 
 
 Order: TypeAlias = Setup | Begin | Threads
-Report: TypeAlias = (
-    State | Ready | Began | Progress | Model | Epoch | Finished | Failed
-)  # fmt: skip
+Report: TypeAlias = State | Ready | Began | Progress | Model | Epoch | Finished | Failed
 
-_ORDERS = {kind.__name__: kind for kind in get_args(Order)}
-_REPORTS = {kind.__name__: kind for kind in get_args(Report)}
+_ORDERS: Final = {kind.__name__: kind for kind in get_args(Order)}
+_REPORTS: Final = {kind.__name__: kind for kind in get_args(Report)}
 
 
 def to_line(value: Order | Report) -> bytes:
     """Return the value as one line, newline included. Raises WorkerProtocolError if too long."""
-    document = {"type": type(value).__name__, **asdict(value)}
-    line = json.dumps(document, default=os.fspath, allow_nan=False).encode() + b"\n"
+    document = {"type": type(value).__name__, **records.to_document(value)}
+    line = records.dumps(document).encode() + b"\n"
     if len(line) > LINE_LIMIT:
         raise WorkerProtocolError(f"{len(line)} bytes, at most {LINE_LIMIT}")
     return line
@@ -210,52 +208,9 @@ def _parse(line: bytes, kinds: dict[str, Any]) -> Any:
     if len(line) > LINE_LIMIT:
         raise WorkerProtocolError(f"{len(line)} bytes, at most {LINE_LIMIT}")
     try:
-        document = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise WorkerProtocolError(f"not JSON ({error})") from None
-    if not isinstance(document, dict) or document.get("type") not in tuple(kinds):
-        raise WorkerProtocolError(f"its type is none of {', '.join(kinds)}")
-    kind = kinds[document.pop("type")]
-    return _build(kind, document, kind.__name__)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} isn't a JSON number")
-
-
-@cache
-def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _build(kind: Any, document: Any, where: str) -> Any:
-    """Make a frozen value of a JSON object: every field right, none missing, none unknown."""
-    if not isinstance(document, dict):
-        raise WorkerProtocolError(f"{where} isn't an object")
-    types = _types(kind)
-    required = {field.name for field in fields(kind) if field.default is MISSING}
-    if wrong := (document.keys() - types.keys()) | (required - document.keys()):
-        raise WorkerProtocolError(f"{where} has a missing or unknown field {min(wrong)!r}")
-    try:
-        return kind(
-            **{name: _read(types[name], document[name], f"{where}.{name}") for name in document}
-        )
-    except (ValueError, TransportError) as error:
-        raise WorkerProtocolError(f"{where}: {error}") from None
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    if get_origin(kind) is UnionType:  # always "X | None" here
-        return None if value is None else _read(get_args(kind)[0], value, where)
-    if get_origin(kind) is tuple and isinstance(value, list):  # always "tuple[X, ...]" here
-        item = get_args(kind)[0]
-        return tuple(_read(item, entry, f"{where}[{n}]") for n, entry in enumerate(value))
-    if is_dataclass(kind):
-        return _build(kind, value, where)
-    if kind is Path and type(value) is str:
-        return Path(value)
-    if kind is float and type(value) in (int, float) and abs(value) < math.inf:
-        return float(value)
-    if kind is not type(value):
-        raise WorkerProtocolError(f"{where} has the wrong type ({type(value).__name__})")
-    return value
+        document = records.loads(line)
+        if not isinstance(document, dict) or document.get("type") not in tuple(kinds):
+            raise ValueError(f"its type is none of {', '.join(kinds)}")
+        return records.build(kinds[document.pop("type")], document)
+    except (ValueError, OverflowError) as error:
+        raise WorkerProtocolError(str(error)) from None

@@ -1,0 +1,140 @@
+"""From the mailbox into the model: what has arrived is averaged in, or refused with a reason.
+
+Strategy: `merge` keeps the own model and weighs the others by how far they are behind it;
+`bootstrap` starts from the newest of the others alone. Both look at each model once, whatever
+comes of it: the sequence number last looked at stands in the position and in the checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from ..transport.manifest import PARENTS_LIMIT
+from . import averaging
+from .arrivals import Arrival, Unreadable, arrivals
+from .averaging import Part
+from .checkpoint import Position
+from .errors import WeightsError
+from .orders import TEXT_LIMIT, Averaged, Refused
+from .weights import Reader
+
+BOOTSTRAP_MODELS: Final = 8
+"""The newest so many are enough for a good start, and quick to read."""
+
+BOOTSTRAP_BEHIND: Final = 2.0
+"""Epochs that a checkpoint may be behind before the swarm's models are the better start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The position after a merge, what came into the model and what didn't."""
+
+    position: Position
+    averaged: tuple[Averaged, ...] = ()
+    refused: tuple[Refused, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """An open model that can be averaged in."""
+
+    arrival: Arrival
+    reader: Reader
+
+
+class Merger:
+    """Merges the models of one mailbox into state dicts of one schema."""
+
+    def __init__(self, mailbox: Path, schema: list[str], staleness: float) -> None:
+        self._mailbox, self._schema, self._staleness = mailbox, schema, staleness
+
+    def merge(self, own: Mapping[str, Tensor], position: Position) -> Merged:
+        """Average all that has arrived since into `own`, in place."""
+        with self._opened(arrivals(self._mailbox, position.seen)) as (fit, refused):
+            ages = [position.age, *(model.arrival.age for model in fit)]
+            shares = averaging.shares(ages, position.age, self._staleness)
+            return self._apply(own, position, fit, refused, ages, shares)
+
+    def bootstrap(self, own: Mapping[str, Tensor], position: Position) -> Merged:
+        """Put the average of the newest models into `own`, in place, if they are well ahead.
+
+        They are for a fresh start; a checkpoint must be more than BOOTSTRAP_BEHIND epochs behind.
+        """
+        newest = sorted(arrivals(self._mailbox, {}), key=_age, reverse=True)[:BOOTSTRAP_MODELS]
+        with self._opened(newest) as (fit, refused):
+            needed = position.age + BOOTSTRAP_BEHIND if position.epoch else 0.0
+            if not fit or fit[0].arrival.age <= needed:
+                return Merged(_after(position, refused), refused=refused)
+            ages = [model.arrival.age for model in fit]
+            shares = averaging.shares(ages, max(ages), self._staleness)
+            return self._apply(own, position, fit, refused, [0.0, *ages], [0.0, *shares])
+
+    def _apply(
+        self,
+        own: Mapping[str, Tensor],
+        position: Position,
+        fit: Sequence[_Fit],
+        refused: tuple[Refused, ...],
+        ages: Sequence[float],
+        shares: Sequence[float],
+    ) -> Merged:
+        """Average; the first of ages and shares is the own model's."""
+        averaged = tuple(
+            Averaged(model.arrival.peer, model.arrival.seq, share)
+            for model, share in zip(fit, shares[1:], strict=True)
+        )
+        position = _after(position, (*averaged, *refused))
+        if not fit:
+            return Merged(position, refused=refused)
+        parts = [Part(model.reader, share) for model, share in zip(fit, shares[1:], strict=True)]
+        averaging.average(own, shares[0], parts)
+        parents = (*position.parents, *(model.arrival.id for model in fit))[-PARENTS_LIMIT:]
+        age = averaging.mean_age(ages, shares)
+        return Merged(replace(position, age=age, parents=parents), averaged, refused)
+
+    @contextmanager
+    def _opened(
+        self, found: Sequence[Arrival | Unreadable]
+    ) -> Iterator[tuple[list[_Fit], tuple[Refused, ...]]]:
+        """Open the models that can be averaged in, and say why the others can't."""
+        fit: list[_Fit] = []
+        refused: list[Refused] = []
+        try:
+            for arrival in found:
+                try:
+                    fit.append(self._open(arrival))
+                except FileNotFoundError:
+                    continue  # a newer one has come
+                except (WeightsError, OSError) as error:
+                    reason = " ".join(str(error).split())[:TEXT_LIMIT]
+                    refused.append(Refused(arrival.peer, arrival.seq, reason))
+            yield fit, tuple(refused)
+        finally:
+            for model in fit:
+                model.reader.close()
+
+    def _open(self, arrival: Arrival | Unreadable) -> _Fit:
+        """Open a model and look through it. Raises WeightsError, OSError."""
+        if isinstance(arrival, Unreadable):
+            raise WeightsError(arrival.reason)
+        reader = Reader(arrival.path)
+        try:
+            averaging.check(reader, self._schema)
+        except BaseException:
+            reader.close()
+            raise
+        return _Fit(arrival, reader)
+
+
+def _after(position: Position, looked_at: Sequence[Averaged | Refused]) -> Position:
+    return replace(
+        position, seen={**position.seen, **{model.peer: model.seq for model in looked_at}}
+    )
+
+
+def _age(arrival: Arrival | Unreadable) -> float:
+    return arrival.age if isinstance(arrival, Arrival) else -1.0
