@@ -75,7 +75,7 @@ class Refused(TrackerError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(Reason(reason).sentence if reason in set(Reason) else reason)
-        self.reason = reason
+        self.reason = str(reason)  # plain text, whoever counts it
 
 
 class Silent(TrackerError):

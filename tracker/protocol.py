@@ -308,7 +308,7 @@ def to_bytes(message: Message) -> bytes:
     value: dict[str, object] = {"t": message.TYPE}
     for field in fields(message):
         item = getattr(message, field.name)
-        value[field.name] = str(item) if isinstance(item, Address) else item
+        value[field.name] = str(item) if isinstance(item, Address | Reason) else item
     return wire.encode(value)
 
 

@@ -181,8 +181,7 @@ class TrackerServer:
         full = self._crowded(session.owner)
         with session.scope:
             if full is not None:
-                self._rejects[full] += 1
-                await session.answer(Refusal(0, full))
+                await self._refuse(session, 0, full)
                 return await session.part()
             self._sessions.add(session)
             try:
@@ -230,7 +229,7 @@ class TrackerServer:
             await self._refuse(session, request.id, error.reason)
 
     async def _refuse(self, session: _Session, id: int, reason: str) -> None:
-        self._rejects[reason] += 1
+        self._rejects[str(reason)] += 1
         session.mistakes += reason not in NO_ROOM
         await session.answer(Refusal(id, reason))
 
