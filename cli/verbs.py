@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -133,7 +133,7 @@ def _version(_: argparse.Namespace) -> int:
     return 0
 
 
-VERBS: Final[Mapping[str, Verb]] = {
+VERBS: Final[dict[str, Verb]] = {
     "init": _init,
     "id": _id,
     "config": _show_config,
