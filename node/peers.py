@@ -18,7 +18,8 @@ import trio
 from ..tracker.protocol import PeerRecord
 from ..transport.address import Address
 from ..transport.errors import TransportError
-from ..transport.exchange import Exchange
+from ..transport.exchange import LEFT, Exchange
+from ..transport.identity import short
 from ..transport.link import Network
 from ..transport.session import Session
 
@@ -92,7 +93,7 @@ class Peers:
             known.trackers.discard(tracker)
             known.wake.set()
             if not known.trackers and peer not in self._exchange.sessions:
-                self._forget(known, "left")
+                self._forget(known, "no tracker lists it")
 
     def met(self, session: Session) -> None:
         """A session with this peer is in use."""
@@ -106,13 +107,16 @@ class Peers:
         known = self.known.get(session.peer)
         if known is None or session.peer in self._exchange.sessions:
             return
-        if known.state == "connected":
-            self._log("warning", f"lost {session.peer}: {session.ending or 'connection closed'}")
+        if session.ending == LEFT:
+            self._log("info", f"{short(known.peer)} left")
+        elif known.state == "connected":
+            why = session.ending or "the connection broke"
+            self._log("warning", f"lost {short(known.peer)}: {why}")
         known.state, known.path = "lost", "lost"
         known.heard, known.why = self._clock(), session.ending
         known.wake.set()
         if not known.trackers and self._confirmed():
-            self._forget(known, "left")
+            self._forget(known, "no tracker lists it")
 
     def _know(self, peer: str) -> Known | None:
         if peer == self._exchange.me:
@@ -123,7 +127,7 @@ class Peers:
         return self.known.get(peer)
 
     def _forget(self, known: Known, why: str) -> None:
-        self._log("info", f"forgot {known.peer}: {why}")
+        self._log("info", f"forgot {short(known.peer)}: {why}")
         self.known.pop(known.peer, None)
         known.scope.cancel()
 

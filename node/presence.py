@@ -49,7 +49,7 @@ class Presence:
                 swarm=config.swarm,
                 peer=identity.peer_id,
                 rng=chance,
-                log=partial(self._tracker_log, address),
+                log=partial(log, "info"),
             )
             for address in config.tracker
         }
@@ -107,7 +107,8 @@ class Presence:
             for address, client in self._clients.items():
                 own = await trio.to_thread.run_sync(nat.outgoing_host, address)
                 seen = client.state.seen.host if client.state.seen else None
-                if any([self._direct.saw(host) for host in (own, seen) if host]):
+                news = [self._direct.saw(host) for host in (own, seen) if host]
+                if any(news):
                     client.refresh()
             await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)
 
@@ -121,6 +122,3 @@ class Presence:
             created=self._wall(),
         )
         return seal(self._identity, Kind.PEER_RECORD, record.to_bytes())
-
-    def _tracker_log(self, address: Address, line: str) -> None:
-        self._log("info", f"tracker {address}: {line}")

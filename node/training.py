@@ -7,6 +7,7 @@ and offering never make training wait, and a slow disk skips models rather than 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -167,7 +168,8 @@ class Training:
         own = self._mailbox.own
         self._exchange.epoch = own.manifest.epoch if own else 0
         self._exchange.agree(self._terms)
-        self._log("info", f"{ready.samples} samples on {ready.device}, {ready.threads} threads")
+        threads = f"{ready.threads} thread{'s' * (ready.threads != 1)}"
+        self._log("info", f"ready: {ready.samples} samples on {ready.device}, {threads}")
         self._ready.set()
 
     def _on_began(self, began: orders.Began) -> None:
@@ -181,10 +183,8 @@ class Training:
     def _on_model(self, model: orders.Model) -> None:
         """Into the slot; one that still waits there is replaced."""
         self._board.age = model.age
-        try:
+        with suppress(trio.WouldBlock):
             self._models_out.receive_nowait()
-        except trio.WouldBlock:
-            pass
         self._models_in.send_nowait(model)
 
     def _on_epoch(self, epoch: orders.Epoch) -> None:

@@ -32,6 +32,8 @@ DOWNLOADS_LIMIT = 16
 OFFERS_BURST, OFFERS_PER_SECOND = 64.0, 4.0
 # What `want` is answered with: enough to start a newcomer from.
 WANT_LIMIT = 8
+# What a peer says when it is stopped by its user, as opposed to a loss.
+LEFT = "stopped"
 
 
 class Library(Protocol):
@@ -105,6 +107,7 @@ class Exchange:
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._leaving = False
         self.epoch = 0
 
     # -- the node's side -----------------------------------------------------------------------
@@ -136,8 +139,9 @@ class Exchange:
 
     async def leave(self) -> None:
         """Part from all peers; returns when they have closed. The caller's scope is the timeout."""
+        self._leaving = True
         for session in list(self.sessions.values()):
-            session.end("the peer was stopped")
+            session.end(LEFT)
         while self.sessions:
             await trio.sleep(0.02)
 
@@ -151,6 +155,8 @@ class Exchange:
 
     async def serve(self, link: Link) -> str:
         """One link's whole life, dialled or accepted; gives the reason for its end."""
+        if self._leaving:
+            return "this node is stopping"
         if link.peer == self.me:
             return "this is our own address"
         old = self.sessions.get(link.peer)
