@@ -276,10 +276,12 @@ def test_hosts_are_forgotten_with_their_peers() -> None:
     assert not registry._swarms
 
 
-def test_an_instance_has_eight_bytes() -> None:
-    """Another length is our own mistake."""
+def test_our_own_mistakes_are_told() -> None:
+    """An instance of another length, a TTL that no peer accepts."""
     with pytest.raises(ValueError, match="8 bytes"):
         Registry(b"short")
+    with pytest.raises(ValueError, match="ttl must be"):
+        Registry(b"instance", ttl=0.1)
 
 
 NUMBERS = st.integers(1, 6)

@@ -403,9 +403,9 @@ def test_the_log_has_a_line_for_each_change() -> None:
         await asker.ask(Leave)
         name = f"swarm main: …{peer(1)[-8:]}"
         assert stage.lines == [
-            f"{name} joined: 1.2.3.4:6000 (1 peers)",
-            f"{name} moved: 1.2.3.4:7000 (1 peers)",
-            f"{name} left (0 peers)",
+            f"{name} joined: 1.2.3.4:6000 (peers: 1)",
+            f"{name} moved: 1.2.3.4:7000 (peers: 1)",
+            f"{name} left (peers: 0)",
         ]
 
     play(scene)

@@ -22,7 +22,7 @@ from itertools import takewhile
 from typing import Final
 
 from .errors import Reason, Refused
-from .protocol import PAGE_ITEMS, SignedRecord
+from .protocol import PAGE_ITEMS, TTL_LEAST, TTL_MOST, SignedRecord
 
 TTL: Final = 30.0
 """Seconds that a record lives: three announces at a third of it may be lost."""
@@ -101,6 +101,8 @@ class Registry:
     def __init__(self, instance: bytes, ttl: float = TTL) -> None:
         if len(instance) != INSTANCE:
             raise ValueError(f"instance must have {INSTANCE} bytes")
+        if not TTL_LEAST <= ttl <= TTL_MOST:
+            raise ValueError(f"ttl must be from {TTL_LEAST} to {TTL_MOST} s: peers take no other")
         self.ttl = ttl
         self._instance = instance
         self._number = 0

@@ -170,7 +170,7 @@ class TrackerServer:
 
     def _tell(self, swarm: str, what: str) -> None:
         """Wake a swarm's watches after a change."""
-        self._log(f"swarm {swarm}: {what} ({self._registry.members(swarm)} peers)")
+        self._log(f"swarm {swarm}: {what} (peers: {self._registry.members(swarm)})")
         for session in self._sessions:
             if session.swarm == swarm:
                 session.wake()
