@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from p2pnode.cli import demo as demo_module
-from p2pnode.cli.children import end, processes
+from p2pnode.cli.children import Start, end, processes
 from p2pnode.cli.demo import INTERRUPTED, Member, demo, follow, judge, news, node_flags
 from p2pnode.cli.errors import DemoFailed
 from p2pnode.cli.parser import parse
@@ -244,9 +244,7 @@ def test_a_signal_ends_the_demo_and_its_children(
     async def tracker(folder: Path, start: object) -> str:
         return "127.0.0.1:1"
 
-    async def node(
-        folder: Path, start: "demo_module.Start", n: int, flags: Sequence[str]
-    ) -> Member:
+    async def node(folder: Path, start: Start, n: int, flags: Sequence[str]) -> Member:
         log = folder / f"{n}.log"
         seen.append(await start(log, [IDLE]))
         await ready(log)
