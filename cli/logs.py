@@ -48,17 +48,22 @@ class Log:
         return self._format(self._clock(), level, "event", text, {})
 
     def news(self, status: NodeStatus) -> Iterator[str]:
-        """Lines for what is new since the last status."""
+        """Lines for what is new since the last status.
+
+        An epoch carries no time. It comes first, as what it made happen is among the events.
+        """
+        fresh = list(_fresh(status.events, self._events))
+        at = min([self._clock(), *(event.at for event in fresh)])
         if not self._started:
             self._started = True
-            yield self._format(self._clock(), "info", "node", *_node(status))
-        for event in _fresh(status.events, self._events):
-            yield self._format(event.at, event.level, "event", event.text, {})
-        self._events = status.events
+            yield self._format(at, "info", "node", *_node(status))
         for epoch in status.history:
             if epoch.epoch > self._epoch:
                 self._epoch = epoch.epoch
-                yield self._format(self._clock(), "info", "epoch", *_epoch(epoch))
+                yield self._format(at, "info", "epoch", *_epoch(epoch))
+        for event in fresh:
+            yield self._format(event.at, event.level, "event", event.text, {})
+        self._events = status.events
 
 
 class Printer:

@@ -46,13 +46,13 @@ def log(*, as_json: bool = False) -> Log:
 
 
 def test_lines_for_people() -> None:
-    """Time, level, text: the node first, then events, then epochs with before → after."""
+    """Time, level, text: the node first, then epochs with before → after, then events."""
     status = replace(STATUS, events=(Event(NOON, "warning", "no tracker"),), history=(EPOCH,))
     assert list(log().news(status)) == [
         "2001-09-09 01:46:40 info    peer 12D3KooWx, swarm main, task mnist, shard 0/3",
-        "2001-09-09 01:46:40 warning no tracker",
         "2001-09-09 01:46:40 info    epoch 1: accuracy 96.92 % → 97.45 %, "
         "2 models averaged, 19.4 s",
+        "2001-09-09 01:46:40 warning no tracker",
     ]
 
 
@@ -97,6 +97,12 @@ def test_old_events_that_fall_out_are_not_told_again() -> None:
     list(told.news(replace(STATUS, events=events[:EVENTS_LIMIT])))
     fresh = list(told.news(replace(STATUS, events=events[10:])))
     assert [line.split()[-1] for line in fresh] == [str(n) for n in range(50, 60)]
+
+
+def test_lines_are_in_the_order_of_their_times() -> None:
+    """What is known only since now is not dated after the events beside it."""
+    status = replace(STATUS, events=(Event(NOON - 5, "info", "a"),), history=(EPOCH,))
+    assert [line[:19] for line in log().news(status)] == ["2001-09-09 01:46:35"] * 3
 
 
 def test_a_text_from_the_network_stays_on_its_line() -> None:
