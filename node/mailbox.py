@@ -124,6 +124,10 @@ class Mailbox:
             self._sequence[held.peer] = held.manifest.seq
         own = [held for path in self._outbox.glob("*.envelope") if (held := _read(path))]
         self._own = max(own, key=lambda h: h.manifest.seq, default=None)
+        keep = {self._own.path, self._own.path.with_suffix(".envelope")} if self._own else set()
+        for path in self._outbox.iterdir():
+            if path not in keep:
+                path.unlink()
         for part in self._parts.iterdir():
             part.unlink()
 

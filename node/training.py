@@ -30,6 +30,9 @@ from .trainer import Trainer
 
 # The header and JSON of a safetensors file above its tensors: 100 bytes a tensor and some room.
 FILE_OVERHEAD = 1 << 20
+# Models are offered at most this often: others average once an epoch, and they refuse a flood. Of
+# epochs that are shorter only the newest model is sent.
+PUBLISH_SECONDS = 0.5
 # How often the number of nodes on this machine is looked at, to share the cores.
 SHARE_SECONDS = 2.0
 # How often the last model's delivery is looked at, once training is done.
@@ -106,6 +109,7 @@ class Training:
             except OSError as error:
                 self._board.reject("disk")
                 self._log("error", f"the model of epoch {model.epoch} isn't sent: {error}")
+            await trio.sleep(PUBLISH_SECONDS)
 
     async def _publish_one(self, model: orders.Model) -> None:
         assert self._terms is not None
@@ -184,7 +188,7 @@ class Training:
         """Into the slot; one that still waits there is replaced."""
         self._board.age = model.age
         with suppress(trio.WouldBlock):
-            self._models_out.receive_nowait()
+            self._models_out.receive_nowait().path.unlink(missing_ok=True)
         self._models_in.send_nowait(model)
 
     def _on_epoch(self, epoch: orders.Epoch) -> None:
