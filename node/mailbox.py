@@ -3,7 +3,7 @@
     outbox/<name>.safetensors, .envelope      our own newest model, served to whoever asks
     mailbox/<peer ID>-<seq>.safetensors       a peer's newest model, verified
     mailbox/<peer ID>-<seq>.envelope          its signed manifest, as it came
-    mailbox/part/<envelope ID>                a model on its way
+    mailbox/part/<peer ID>-<seq>              a model on its way
 
 Two processes share the mailbox and none waits: the daemon puts the envelope there first and then
 renames the model into place, so a model that is there is whole and has its envelope; the worker
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..transport import envelope as envelopes
@@ -27,6 +28,9 @@ from ..transport.parts import PartFile
 
 # Room that stays free on the disk, for logs and checkpoints of everything else on the machine.
 RESERVE = 64 * 1024 * 1024
+# Parts of models that stay for a later try: twice what comes in at the same time.
+PARTS_LIMIT = 32
+_SUFFIXES = (".safetensors", ".envelope")
 
 
 class Mailbox:
@@ -38,6 +42,7 @@ class Mailbox:
         self._parts = self._inbox / "part"
         for place in (self._outbox, self._parts):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.Lock()  # models are filed in threads, several at a time
         self._sequence: dict[str, int] = {}
         self._models: dict[str, Held] = {}
         self._own: Held | None = None
@@ -52,30 +57,31 @@ class Mailbox:
     def held(self) -> Sequence[Held]:
         """All models here, our own first, then by when they were made, newest first."""
         own = [self._own] if self._own else []
-        return own + sorted(self._models.values(), key=lambda h: -h.manifest.created)
+        return own + sorted(self.models(), key=lambda h: -h.manifest.created)
 
     def part(self, offered: Offered) -> PartFile:
         """The part file of an offered model, with what an earlier try left; raises Refusal."""
-        size = offered.manifest.size
-        free = shutil.disk_usage(self._parts).free
+        path = self._parts / f"{offered.envelope.peer_id}-{offered.manifest.seq}"
+        with self._lock:
+            self._sweep_parts(offered.envelope.peer_id, path)
+        size, free = offered.manifest.size, shutil.disk_usage(self._parts).free
         if free < size + RESERVE:
             raise Refusal(DISK, f"{size} bytes don't fit: {free} bytes are free on the disk")
-        return PartFile(self._parts / offered.envelope.id.hex(), offered.manifest)
+        return PartFile(path, offered.manifest)
 
     def file(self, offered: Offered, part: Path) -> None:
         """Move a whole model into the mailbox; the peer's older one goes."""
         peer, seq = offered.envelope.peer_id, offered.manifest.seq
         path = self._inbox / f"{peer}-{seq}.safetensors"
-        _write(path.with_suffix(".envelope"), offered.envelope.data)
-        part.replace(path)
-        old = self._models.get(peer)
-        self._models[peer] = Held(
-            offered.envelope.data, offered.envelope.id, peer, offered.manifest, path
-        )
-        self._sequence[peer] = seq
-        if old is not None:
-            _remove(old.path)
-        self._evict()
+        held = Held(offered.envelope.data, offered.envelope.id, peer, offered.manifest, path)
+        with self._lock:
+            if seq <= self.newest(peer):  # two models with one number: the first one counts
+                part.unlink()
+                return
+            _write(path.with_suffix(".envelope"), held.envelope)
+            part.replace(path)
+            self._index(held)
+            self._evict()
 
     # -- as the daemon sees it ---------------------------------------------------------------
 
@@ -87,11 +93,16 @@ class Mailbox:
     def publish(self, path: Path, data: bytes) -> Held:
         """Our worker's new model with its sealed envelope: from now on it is the one we serve."""
         _write(path.with_suffix(".envelope"), data)
-        held = _held(path, data)
-        old, self._own = self._own, held
+        old, held = self._own, _held(path, data)
+        self._own = held
         if old is not None and old.path != path:
             _remove(old.path)
         return held
+
+    def discard(self, path: Path) -> None:
+        """Our worker's model at this path isn't published: a newer one came first, or it failed."""
+        if self._own is None or self._own.path != path:
+            _remove(path)
 
     def models(self) -> Sequence[Held]:
         """The peers' models here."""
@@ -99,11 +110,24 @@ class Mailbox:
 
     def keep(self, schema: bytes) -> None:
         """Drop the models of another schema, left by an earlier run under the same name."""
-        for peer, held in list(self._models.items()):
-            if held.manifest.schema != schema:
-                _remove(self._models.pop(peer).path)
+        with self._lock:
+            for held in self.models():
+                if held.manifest.schema != schema:
+                    _remove(self._models.pop(held.peer).path)
+                    del self._sequence[held.peer]
         if self._own is not None and self._own.manifest.schema != schema:
+            _remove(self._own.path)
             self._own = None
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _index(self, held: Held) -> None:
+        """This is the peer's model now; the older one goes."""
+        old = self._models.get(held.peer)
+        self._models[held.peer] = held
+        self._sequence[held.peer] = held.manifest.seq
+        if old is not None:
+            _remove(old.path)
 
     def _evict(self) -> None:
         """Keep at most so many models; the oldest go first."""
@@ -111,41 +135,47 @@ class Mailbox:
             oldest = min(self._models.values(), key=lambda h: h.manifest.created)
             _remove(self._models.pop(oldest.peer).path)
 
+    def _sweep_parts(self, peer: str, wanted: Path) -> None:
+        """Of each peer only the newest part stays, and of all the last PARTS_LIMIT written to."""
+        parts = sorted(self._parts.iterdir(), key=lambda part: -part.stat().st_mtime_ns)
+        for number, part in enumerate(parts, 2):  # the wanted one is the first
+            superseded = part.name.rpartition("-")[0] == peer
+            if part != wanted and (superseded or number > PARTS_LIMIT):
+                part.unlink()
+
     def _scan(self) -> None:
-        """Index what an earlier run left; what is not whole is removed."""
-        for path in self._inbox.glob("*.envelope"):
-            held = _read(path)
-            if held is None or held.manifest.seq <= self.newest(held.peer):
-                _remove(path.with_suffix(".safetensors"))
-                continue
-            if (older := self._models.get(held.peer)) is not None:
-                _remove(older.path)
-            self._models[held.peer] = held
-            self._sequence[held.peer] = held.manifest.seq
-        own = [held for path in self._outbox.glob("*.envelope") if (held := _read(path))]
+        """Index what an earlier run left; what is not whole or not the newest is removed."""
+        for held in sorted(_whole(self._inbox), key=lambda h: h.manifest.seq):
+            self._index(held)
+        self._evict()
+        own = [held for held in _whole(self._outbox) if held.peer == self._me]
         self._own = max(own, key=lambda h: h.manifest.seq, default=None)
-        keep = {self._own.path, self._own.path.with_suffix(".envelope")} if self._own else set()
-        for path in self._outbox.iterdir():
-            if path not in keep:
-                path.unlink()
-        for part in self._parts.iterdir():
-            part.unlink()
+        _clear(self._inbox, self.models())
+        _clear(self._outbox, [self._own] if self._own else [])
+        _clear(self._parts, [])
 
 
-def _read(path: Path) -> Held | None:
-    """The model of an envelope on disk, if both are there and whole."""
-    model = path.with_suffix(".safetensors")
-    try:
-        held = _held(model, path.read_bytes())
-        return held if model.stat().st_size == held.manifest.size else None
-    except (OSError, TransportError):
-        return None
+def _whole(folder: Path) -> Iterator[Held]:
+    """The models in a folder that have their envelope and their size."""
+    for path in folder.glob("*.envelope"):
+        with contextlib.suppress(OSError, TransportError):
+            held = _held(path.with_suffix(".safetensors"), path.read_bytes())
+            if held.path.stat().st_size == held.manifest.size:
+                yield held
 
 
 def _held(path: Path, data: bytes) -> Held:
     """Signatures were verified before a file came here, so they aren't again."""
     opened = envelopes.peek(data)
     return Held(data, opened.id, opened.peer_id, Manifest.from_bytes(opened.payload), path)
+
+
+def _clear(folder: Path, kept: Iterable[Held]) -> None:
+    """Remove every file but these models and their envelopes."""
+    names = {held.path.stem for held in kept}
+    for path in folder.iterdir():
+        if path.is_file() and (path.stem not in names or path.suffix not in _SUFFIXES):
+            path.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -157,6 +187,6 @@ def _write(path: Path, data: bytes) -> None:
 
 def _remove(model: Path) -> None:
     """Remove a model, then its envelope."""
-    for path in (model, model.with_suffix(".envelope")):
+    for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+            model.with_suffix(suffix).unlink()

@@ -107,6 +107,7 @@ class Training:
             try:
                 await self._publish_one(model)
             except OSError as error:
+                self._mailbox.discard(model.path)
                 self._board.reject("disk")
                 self._log("error", f"the model of epoch {model.epoch} isn't sent: {error}")
             await trio.sleep(PUBLISH_SECONDS)
@@ -188,7 +189,7 @@ class Training:
         """Into the slot; one that still waits there is replaced."""
         self._board.age = model.age
         with suppress(trio.WouldBlock):
-            self._models_out.receive_nowait().path.unlink(missing_ok=True)
+            self._mailbox.discard(self._models_out.receive_nowait().path)
         self._models_in.send_nowait(model)
 
     def _on_epoch(self, epoch: orders.Epoch) -> None:

@@ -1,0 +1,31 @@
+"""What holds for all tests.
+
+Strategy: the suite gives the same result in every run. Hypothesis draws the same examples each
+time and knows no deadline, so a busy machine fails nothing. Tests in virtual time (MockClock) can
+ask for `inline_threads`: a clock that jumps when all tasks wait would jump while a thread works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+import trio
+from hypothesis import settings
+
+T = TypeVar("T")
+
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+
+@pytest.fixture
+def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run in a thread runs at once, so that no virtual time passes meanwhile."""
+
+    async def run_sync(work: Callable[..., T], *args: Any, **_options: Any) -> T:
+        await trio.lowlevel.checkpoint()
+        return work(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
