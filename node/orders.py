@@ -151,7 +151,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """An epoch is done and its checkpoint is written."""
+    """An epoch is done; its checkpoint is on its way to the disk."""
 
     epoch: int
     before: Scores

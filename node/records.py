@@ -78,8 +78,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return build(cast(type, kind), value, where)
     if kind is Path and type(value) is str:
         return Path(value)
-    if kind is float and type(value) in (int, float) and abs(value) < math.inf:
-        return float(value)
-    if kind is not Any and kind is not type(value):
-        raise ValueError(f"{where} has the wrong type ({type(value).__name__})")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if (kind is not Any and kind is not type(value)) or value in (math.inf, -math.inf):
+        raise ValueError(f"{where} has the wrong type or value ({type(value).__name__})")
     return value

@@ -1,0 +1,156 @@
+"""Helpers for the tests of learning: a tiny task, models that arrive, a daemon that notes all."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from p2pnode.node import weights
+from p2pnode.node.orders import Report, Setup
+from p2pnode.node.session import Session
+from p2pnode.node.task import Place, Task
+from p2pnode.transport.envelope import Kind, peek, seal
+from p2pnode.transport.identity import Identity
+from p2pnode.transport.manifest import EXPIRY, Manifest, chunk_size_for
+
+SAMPLES = 96
+HERE = "learning:Tiny"
+
+
+class Tiny(Task):
+    """Two classes of points in the plane, a model of 12 numbers and batch statistics."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.1), nn.Linear(2, 2))
+
+    def train_data(self, place: Place) -> tuple[Tensor, Tensor]:
+        points, classes = _points(SAMPLES, seed=1)
+        return points[place.shard.of(SAMPLES)], classes[place.shard.of(SAMPLES)]
+
+    def test_data(self, place: Place) -> tuple[Tensor, Tensor]:
+        return _points(64, seed=2)
+
+
+class Diverging(Tiny):
+    """Its loss is NaN in the epochs named in `nan_epochs`, counted by calls of the loss."""
+
+    nan_batches: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self._batch = -1  # the rehearsal calls it once
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        loss = super().loss(outputs, targets)
+        if not torch.is_grad_enabled():
+            return loss
+        self._batch += 1
+        return loss * float("nan") if self._batch in self.nan_batches else loss
+
+
+def _points(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, 2, generator=generator)
+    return points, (points.sum(dim=1) > 0).long()
+
+
+def setup(folder: Path, **changes: Any) -> Setup:
+    """Orders for a short training of Tiny in this folder."""
+    values: dict[str, Any] = {
+        "task": HERE,
+        "shard": "0/1",
+        "epochs": 2,
+        "batch_size": 16,
+        "test_batch_size": 48,
+        "lr": 1.0,
+        "seed": 1,
+        "device": "cpu",
+        "threads": 1,
+        "data_dir": None,
+        "cache": folder / "cache",
+        "folder": folder,
+        "staleness": 1.0,
+    }
+    return Setup(**{**values, **changes})
+
+
+class FakeDaemon:
+    """Notes every report; begins at once; may do something when a report of a type comes."""
+
+    def __init__(self, *, bootstrap: bool = False) -> None:
+        self.reports: list[Report] = []
+        self.bootstrap = bootstrap
+        self.ordered = 0
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def begin(self) -> bool:
+        return self.bootstrap
+
+    def threads(self) -> int:
+        return self.ordered
+
+    def of(self, kind: type) -> list[Any]:
+        """All reports of this type."""
+        return [report for report in self.reports if isinstance(report, kind)]
+
+
+def train(folder: Path, daemon: FakeDaemon | None = None, **changes: Any) -> FakeDaemon:
+    """Run a whole session in this process; return its daemon."""
+    daemon = daemon or FakeDaemon()
+    Session(setup(folder, **changes), daemon).run()
+    return daemon
+
+
+def settle() -> None:
+    """Wait until the checkpoint that is on its way is on the disk."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+
+
+def peer(number: int) -> Identity:
+    """The same peer for the same number."""
+    return Identity.from_seed(bytes([number]) * 32)
+
+
+def arrive(
+    folder: Path, number: int, seq: int, state: Mapping[str, Tensor], age: float = 1.0
+) -> str:
+    """Put a model of peer `number` into the mailbox as the daemon does; return its envelope ID."""
+    mailbox = folder / "mailbox"
+    mailbox.mkdir(parents=True, exist_ok=True)
+    identity = peer(number)
+    path = mailbox / f"{identity.peer_id}-{seq}.safetensors"
+    size = weights.write(path.with_suffix(".new"), state)
+    manifest = Manifest(
+        swarm="main",
+        seq=seq,
+        epoch=max(1, int(age)),
+        age=age,
+        created=1.0,
+        expires=1.0 + EXPIRY,
+        schema=weights.fingerprint(weights.schema(state)),
+        size=size,
+        chunk_size=chunk_size_for(size),
+        digests=bytes(32),
+        samples=1,
+    )
+    data = seal(identity, Kind.MANIFEST, manifest.to_bytes())
+    path.with_suffix(".envelope").write_bytes(data)
+    path.with_suffix(".new").replace(path)
+    return peek(data).id.hex()
+
+
+def fresh(seed: int = 1) -> dict[str, Tensor]:
+    """A Tiny model's first weights."""
+    torch.manual_seed(seed)
+    return Tiny().model().state_dict()
+
+
+def filled(value: float) -> dict[str, Tensor]:
+    """A Tiny model with the same number everywhere."""
+    return {name: torch.full_like(tensor, value) for name, tensor in fresh().items()}

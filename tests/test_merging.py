@@ -1,0 +1,187 @@
+"""node/merging.py and node/arrivals.py: from the mailbox into the model."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from learning import arrive, filled, fresh, peer
+
+from p2pnode.node import weights
+from p2pnode.node.arrivals import Arrival, arrivals
+from p2pnode.node.checkpoint import Position
+from p2pnode.node.merging import BOOTSTRAP_MODELS, Merger
+from p2pnode.node.orders import Refused
+
+START = Position(0, 0.0, {}, (), None, None)
+AGED = Position(10, 10.0, {}, (), None, None)
+WEIGHT = "0.weight"
+
+
+def merger(folder: Path, staleness: float = 1.0) -> Merger:
+    """A merger of Tiny models."""
+    return Merger(folder / "mailbox", weights.schema(fresh()), staleness)
+
+
+# ── the mailbox ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_the_newest_model_of_each_peer_counts(tmp_path: Path) -> None:
+    """Of several models of a peer the newest is taken, and none that was seen already."""
+    for seq in (1, 3, 2):
+        arrive(tmp_path, 1, seq, fresh(), age=seq)
+    arrive(tmp_path, 2, 5, fresh())
+    found = arrivals(tmp_path / "mailbox", {peer(2).peer_id: 5})
+    assert [(a.peer, a.seq) for a in found] == [(peer(1).peer_id, 3)]
+    assert isinstance(found[0], Arrival) and found[0].age == 3
+
+
+def test_other_files_are_overlooked(tmp_path: Path) -> None:
+    """Parts, strangers' names and models whose envelope isn't there are nothing to average."""
+    arrive(tmp_path, 1, 1, fresh())
+    (tmp_path / "mailbox" / f"{peer(1).peer_id}-1.envelope").unlink()
+    (tmp_path / "mailbox" / "part").mkdir()
+    (tmp_path / "mailbox" / "note.safetensors").write_bytes(b"")
+    assert arrivals(tmp_path / "mailbox", {}) == []
+    assert arrivals(tmp_path / "nowhere", {}) == []
+
+
+def test_a_model_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
+    """The daemon may remove a model after it was listed: the average goes on without it."""
+    arrive(tmp_path, 1, 1, filled(4.0))
+    own, merging = filled(0.0), merger(tmp_path)
+    opened = merging._open
+
+    def vanish(arrival: Arrival) -> object:
+        arrival.path.unlink()
+        return opened(arrival)
+
+    merging._open = vanish  # type: ignore[assignment,method-assign]
+    merged = merging.merge(own, START)
+    assert merged.averaged == () and merged.refused == () and merged.position == START
+
+
+# ── averaging in ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_has_arrived_is_averaged_in(tmp_path: Path) -> None:
+    """Own and two others, all of one age: each counts a third; age and lineage follow."""
+    ids = [arrive(tmp_path, 1, 4, filled(3.0)), arrive(tmp_path, 2, 7, filled(6.0))]
+    own = filled(0.0)
+    merged = merger(tmp_path).merge(own, Position(1, 1.0, {}, ("aa",), None, None))
+    assert torch.allclose(own[WEIGHT], torch.full((2, 2), 3.0))
+    assert {(a.peer, a.seq): a.weight for a in merged.averaged} == {
+        (peer(1).peer_id, 4): pytest.approx(1 / 3),
+        (peer(2).peer_id, 7): pytest.approx(1 / 3),
+    }
+    assert merged.position.seen == {peer(1).peer_id: 4, peer(2).peer_id: 7}
+    assert merged.position.parents[0] == "aa" and set(merged.position.parents[1:]) == set(ids)
+    assert merged.position.age == pytest.approx(1.0)
+
+
+def test_each_model_is_averaged_once(tmp_path: Path) -> None:
+    """A model that stays in the mailbox isn't averaged in again."""
+    arrive(tmp_path, 1, 1, filled(4.0))
+    own, merging = filled(0.0), merger(tmp_path)
+    first = merging.merge(own, START)
+    again = merging.merge(own, first.position)
+    assert len(first.averaged) == 1 and again.averaged == ()
+    assert again.position == first.position
+
+
+def test_an_untrained_newcomer_hardly_counts(tmp_path: Path) -> None:
+    """At age 10 a model of age 1 has a tenth of our weight, and our age hardly falls."""
+    arrive(tmp_path, 1, 1, filled(100.0), age=1.0)
+    own = filled(0.0)
+    merged = merger(tmp_path).merge(own, AGED)
+    assert merged.averaged[0].weight == pytest.approx(1 / 11)
+    assert merged.position.age == pytest.approx(10 - 9 / 11)
+    arrive(tmp_path, 1, 2, filled(100.0), age=1.0)
+    steeper = merger(tmp_path, staleness=3.0).merge(filled(0.0), AGED)
+    assert steeper.averaged[0].weight == pytest.approx(1 / 1001)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({**filled(0.0), WEIGHT: torch.full((2, 2), math.nan)}, "NaN"),
+        ({**filled(0.0), WEIGHT: torch.full((2, 2), math.inf)}, "infinite"),
+        ({**filled(0.0), WEIGHT: torch.zeros(3, 2)}, "another model"),
+        ({"x": torch.zeros(1)}, "another model"),
+    ],
+)
+def test_a_broken_model_is_refused_and_changes_nothing(
+    tmp_path: Path, state: dict[str, torch.Tensor], reason: str
+) -> None:
+    """NaN, infinity or another schema is refused with a reason, once; the good ones count."""
+    arrive(tmp_path, 1, 1, state)
+    arrive(tmp_path, 2, 1, filled(2.0))
+    own, merging = filled(0.0), merger(tmp_path)
+    merged = merging.merge(own, START)
+    assert [a.peer for a in merged.averaged] == [peer(2).peer_id]
+    assert [(r.peer, r.seq) for r in merged.refused] == [(peer(1).peer_id, 1)]
+    assert reason in merged.refused[0].reason
+    assert torch.equal(own[WEIGHT], torch.ones(2, 2))
+    assert merging.merge(own, merged.position).refused == ()
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    """A cut-off model and an envelope that isn't one are counted refusals."""
+    arrive(tmp_path, 1, 1, filled(1.0))
+    arrive(tmp_path, 2, 1, filled(1.0))
+    model = tmp_path / "mailbox" / f"{peer(1).peer_id}-1.safetensors"
+    model.write_bytes(model.read_bytes()[:-3])
+    (tmp_path / "mailbox" / f"{peer(2).peer_id}-1.envelope").write_bytes(b"\x00garbage")
+    merged = merger(tmp_path).merge(filled(0.0), START)
+    assert merged.averaged == ()
+    assert {r.peer for r in merged.refused} == {peer(1).peer_id, peer(2).peer_id}
+    assert all(isinstance(r, Refused) and "\n" not in r.reason for r in merged.refused)
+
+
+# ── starting from the swarm ──────────────────────────────────────────────────────────────────
+
+
+def test_a_newcomer_starts_from_the_others_alone(tmp_path: Path) -> None:
+    """Nothing of the untrained weights is left; the older of two counts less; so does its age."""
+    arrive(tmp_path, 1, 1, filled(1.0), age=9.0)
+    arrive(tmp_path, 2, 1, filled(4.0), age=8.0)
+    own = fresh()
+    merged = merger(tmp_path).bootstrap(own, START)
+    assert torch.allclose(own[WEIGHT], torch.full((2, 2), 2.0))
+    assert [a.peer for a in merged.averaged] == [peer(1).peer_id, peer(2).peer_id]
+    assert merged.position.age == pytest.approx(9 * 2 / 3 + 8 / 3)
+    assert len(merged.position.parents) == 2
+
+
+def test_only_the_newest_are_started_from(tmp_path: Path) -> None:
+    """Of many models the newest few are taken; the others wait for the first average."""
+    for number in range(1, BOOTSTRAP_MODELS + 3):
+        arrive(tmp_path, number, 1, filled(1.0), age=float(number))
+    merged = merger(tmp_path).bootstrap(fresh(), START)
+    assert [a.peer for a in merged.averaged] == [
+        peer(number).peer_id for number in range(BOOTSTRAP_MODELS + 2, 2, -1)
+    ]
+    later = merger(tmp_path).merge(filled(1.0), merged.position)
+    assert {a.peer for a in later.averaged} == {peer(1).peer_id, peer(2).peer_id}
+
+
+@pytest.mark.parametrize(("age", "started"), [(11.0, False), (12.0, False), (12.5, True)])
+def test_a_checkpoint_is_kept_unless_far_behind(tmp_path: Path, age: float, started: bool) -> None:
+    """A peer that comes back goes on from its own model unless the swarm is 2 epochs ahead."""
+    arrive(tmp_path, 1, 3, filled(1.0), age=age)
+    own = filled(0.0)
+    merged = merger(tmp_path).bootstrap(own, AGED)
+    assert bool(merged.averaged) is started
+    assert bool(own[WEIGHT].any()) is started
+    # What wasn't used is still there to be averaged in.
+    assert bool(merger(tmp_path).merge(own, merged.position).averaged) is not started
+
+
+def test_nothing_to_start_from_is_a_fresh_start(tmp_path: Path) -> None:
+    """An empty mailbox and one with broken models only leave the weights as they are."""
+    own = fresh()
+    assert merger(tmp_path).bootstrap(own, START).position == START
+    arrive(tmp_path, 1, 1, {**filled(0.0), WEIGHT: torch.full((2, 2), math.nan)}, age=5.0)
+    merged = merger(tmp_path).bootstrap(own, START)
+    assert merged.averaged == () and len(merged.refused) == 1
+    assert all(torch.equal(own[name], tensor) for name, tensor in fresh().items())
