@@ -1,7 +1,7 @@
 """Where a node's status goes: to the live screen, to log lines, or once to the terminal."""
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeAlias
@@ -43,11 +43,19 @@ async def show_and_sum_up(source: Source) -> None:
     try:
         await show(source)
     finally:
-        console, printer, status = Console(), Printer(to_stdout), source()
-        with console.capture() as captured:
-            console.print(summary([(short(status.peer), status)]))
-        printer.put(captured.get().rstrip("\n"))
+        printer = Printer(to_stdout)
+        printer.put(*summed_up(source()))
         await printer.finish()
+
+
+def summed_up(status: NodeStatus) -> Sequence[str]:
+    """The table of a node's epochs, as wide as the terminal; nothing before the first one."""
+    if not status.history:
+        return ()
+    console = Console()
+    with console.capture() as captured:
+        console.print(summary([(short(status.peer), status)]))
+    return captured.get().splitlines()
 
 
 async def log_lines(log: Log, write: Callable[[bytes], object], source: Source) -> None:
