@@ -1,9 +1,9 @@
 """Where the sections of a screen stand and how many rows each gets.
 
 Strategy: sections come in order of importance. Each gets the rows it needs at least, until one
-doesn't fit any more; then those get more in turn until all have what they want or nothing is left.
-So the height is never exceeded and what matters most stays longest. Low screens separate sections by a rule (one
-row each), high ones put them into boxes (two).
+doesn't fit any more; then those get more in turn until all have what they want or nothing is
+left. So the height is never exceeded and what matters most stays longest. Low screens separate
+sections by a rule (one row each), high ones put them into boxes (two).
 """
 
 from collections.abc import Callable, Sequence

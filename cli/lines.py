@@ -30,7 +30,7 @@ Part = str | tuple[str, str] | Text
 
 def line(*parts: Part) -> Text:
     """One line of these parts, safe whatever they hold."""
-    text = Text(no_wrap=True, overflow="crop", end="")
+    text = Text(no_wrap=True, overflow="crop")
     for part in parts:
         if isinstance(part, Text):
             text.append_text(part)
@@ -61,6 +61,8 @@ _LIGHTS: Final = {
 
 def cut(text: Text, width: int, *, pad: bool = False) -> Text:
     """The line in at most (`pad`: in exactly) `width` cells; "…" stands for what was cut."""
+    if text.cell_len <= width and not pad:
+        return text
     text = text.copy()
     text.truncate(max(width, 0), overflow="ellipsis", pad=pad)
     return text
@@ -87,7 +89,7 @@ def flow(items: Sequence[Text], width: int, gap: int = 3) -> list[Text]:
 
 def wrap(text: str, width: int, style: str = "") -> list[Text]:
     """The words of a sentence on as many lines as they need, at most WRAP."""
-    lines = flow([line((word, style)) for word in text.split()], width, gap=1)
+    lines = flow([line((word, style)) for word in printable(text).split()], width, gap=1)
     return lines[:WRAP]
 
 
@@ -144,13 +146,13 @@ def _least(columns: Sequence[Column]) -> int:
 
 
 def _row(cells: Sequence[Text], columns: Sequence[Column], widths: Sequence[int]) -> Text:
-    row = line()
+    parts: list[Part] = []
     for cell, column, width in zip(cells, columns, widths, strict=True):
-        cell = middle(cell.plain, width) if column.flexible else cell
-        cell = cut(cell, width)
+        if cell.cell_len > width:
+            cell = cut(middle(cell.plain, width), width)
         space = " " * (width - cell.cell_len)
-        row = line(row, "  " if row else "", *((space, cell) if column.right else (cell, space)))
-    return row
+        parts += [space, cell, "  "] if column.right else [cell, space, "  "]
+    return line(*parts[:-1])
 
 
 def bar(share: float, width: int, style: str = GOOD) -> Text:
@@ -174,7 +176,7 @@ def _block(value: float, low: float, high: float) -> str:
         return " "
     # Halves, so that the span of the largest numbers stays finite.
     span = high / 2 - low / 2
-    return "▁▂▃▄▅▆▇█"[round(7 * (value / 2 - low / 2) / span) if span > 0 else 3]
+    return "▁▂▃▄▅▆▇█"[round(7 * ((value / 2 - low / 2) / span)) if span > 0 else 3]
 
 
 def duration(seconds: float) -> str:

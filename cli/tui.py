@@ -88,7 +88,7 @@ def _network(status: NodeStatus, width: int) -> list[Section]:
 
 
 def _screen(lines: Sequence[Text], width: int, height: int) -> RenderableType:
-    return Group(*(Text.assemble(cut(each, width), end="\n") for each in lines[:height]))
+    return Group(*(cut(each, width) for each in lines[:height]))
 
 
 # --- the demo ---------------------------------------------------------------------------------
