@@ -9,16 +9,17 @@ times; a user's mistake is not tried again.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import trio
 
-from ..transport.errors import TransportError
 from .errors import TaskError, WorkerCrashed, WorkerProtocolError
 from .orders import LINE_LIMIT, Failed, Finished, Order, Report, Setup, parse_report, to_line
 
@@ -30,6 +31,10 @@ HEALTHY_SECONDS = 600.0
 RESTART_PAUSE = 1.0
 # The last words kept for the error message, and the longest line of them.
 LAST_WORDS, LINE_SHOWN = 20, 500
+# Orders that wait for the worker: it reads them as they come, so a full queue means that it hangs.
+ORDERS_LIMIT = 16
+# What an ended worker wrote is read to its end, unless a stray child of it holds the pipe open.
+DRAIN_SECONDS = 1.0
 
 
 class Owner(Protocol):
@@ -58,15 +63,10 @@ class Trainer:
     ) -> None:
         self._setup, self._owner = setup, owner
         self._clock, self._command = clock, command
-        self._process: trio.Process | None = None
         self._orders: trio.MemorySendChannel[Order] | None = None
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
         self._finished = False
-
-    @property
-    def pid(self) -> int | None:
-        """The worker's process ID while it runs."""
-        return self._process.pid if self._process else None
+        self._failure: str | None = None
 
     def order(self, order: Order) -> None:
         """Give an order; one that comes while no worker runs is dropped (Ready asks anew)."""
@@ -82,6 +82,9 @@ class Trainer:
         while True:
             began = self._clock()
             code = await self._live()
+            if self._failure is not None:
+                # The worker sends whole sentences; a TaskError begins with its own.
+                raise TaskError(self._failure.removeprefix(f"{TaskError()}: "))
             if self._finished:
                 return
             left = RESTARTS if self._clock() - began > HEALTHY_SECONDS else left - 1
@@ -93,26 +96,24 @@ class Trainer:
 
     async def _live(self) -> int:
         """One life of the worker: its exit code. Cancelled: it is killed."""
-        self._process = await trio.lowlevel.open_process(
+        process = await trio.lowlevel.open_process(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in the terminal is ours to deal with
+            # Ctrl-C in the terminal is ours to deal with; and its children end with it.
+            start_new_session=True,
         )
-        send, receive = trio.open_memory_channel[Order](16)
-        self._orders = send
+        self._orders, receive = trio.open_memory_channel[Order](ORDERS_LIMIT)
+        self._words.clear()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, self._process, receive)
-                nursery.start_soon(self._listen_stderr, self._process)
-                await self._listen(self._process)
-                code = await self._process.wait()
+                nursery.start_soon(self._write, process, receive)
+                code = await self._hear(process)
                 nursery.cancel_scope.cancel()
         finally:
             self._orders = None
-            await _end(self._process)
-            self._process = None
+            await _end(process)
         return code
 
     async def _write(self, process: trio.Process, orders: trio.MemoryReceiveChannel[Order]) -> None:
@@ -124,52 +125,63 @@ class Trainer:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it ended; its exit code tells
 
-    async def _listen(self, process: trio.Process) -> None:
+    async def _hear(self, process: trio.Process) -> int:
+        """Take what it says until it has ended: its exit code."""
         assert process.stdout is not None
-        async with aclosing(_lines(process.stdout)) as lines:
-            async for line in lines:
-                self._take(line)
+        assert process.stderr is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_each_line, process.stdout, self._take)
+            nursery.start_soon(_each_line, process.stderr, self._print)
+            code = await process.wait()
+            _kill(process)  # its children would hold the pipes open
+            nursery.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+        return code
 
     def _take(self, line: bytes) -> None:
+        """A line of the worker's stdout: a report."""
         try:
             report = parse_report(line)
-        except (WorkerProtocolError, TransportError) as error:
+        except WorkerProtocolError as error:
             self._owner.printed(str(error))
             return
         if isinstance(report, Failed):
-            raise TaskError(report.text)
-        self._finished = self._finished or isinstance(report, Finished)
-        self._owner.reported(report)
+            self._failure = report.text
+        else:
+            self._finished = self._finished or isinstance(report, Finished)
+            self._owner.reported(report)
 
-    async def _listen_stderr(self, process: trio.Process) -> None:
-        assert process.stderr is not None
-        async with aclosing(_lines(process.stderr)) as lines:
-            async for line in lines:
-                text = line.decode(errors="replace").rstrip()[:LINE_SHOWN]
-                if text:
-                    self._words.append(text)
-                    self._owner.printed(text)
+    def _print(self, line: bytes) -> None:
+        """A line of the worker's stderr: for people."""
+        text = line.decode(errors="replace").rstrip()[:LINE_SHOWN]
+        if text:
+            self._words.append(text)
+            self._owner.printed(text)
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
-    """The stream's lines; one that is too long is cut into several."""
+async def _each_line(stream: trio.abc.ReceiveStream, take: Callable[[bytes], None]) -> None:
+    """Give each line of the stream; one that is too long is cut into several."""
     rest = b""
     while data := await stream.receive_some():
         *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            yield line
         if len(rest) > LINE_LIMIT:
-            yield rest
-            rest = b""
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            take(line)
     if rest:
-        yield rest
+        take(rest)
+
+
+def _kill(process: trio.Process) -> None:
+    """Kill the worker and what it has started, such as data loaders."""
+    with suppress(ProcessLookupError, PermissionError):  # none of them is left
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _end(process: trio.Process) -> None:
     """Cancel means gone: kill, then wait, shielded."""
     with trio.CancelScope(shield=True):
         if process.returncode is None:
-            process.kill()
+            _kill(process)
             await process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
