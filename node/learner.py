@@ -121,14 +121,22 @@ class Learner:
 
     def checkpoint(self, position: Position) -> Checkpoint:
         """Return all that training goes on from; it shares the model's memory."""
-        return Checkpoint(self.state(), self.optimizer.state_dict()["state"], position)
+        optimizer = {
+            "kind": type(self.optimizer).__name__,
+            "state": self.optimizer.state_dict()["state"],
+        }
+        return Checkpoint(self.state(), optimizer, position)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this model. Learning rates stay as they are set now."""
+        """Go on from a checkpoint of this model.
+
+        Learning rates stay as they are set now; another kind of optimizer starts with no state.
+        """
         self.model.load_state_dict(checkpoint.model)
         self.forget()
-        current = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**current, "state": checkpoint.optimizer})
+        if checkpoint.optimizer.get("kind") == type(self.optimizer).__name__:
+            current = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({**current, "state": checkpoint.optimizer["state"]})
 
     # ── data ─────────────────────────────────────────────────────────────────────────────────
 

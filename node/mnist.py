@@ -176,10 +176,11 @@ def _read_idx(path: Path, item: tuple[int, ...], shard: Shard) -> Tensor:
     dimensions = 1 + len(item)
     with path.open("rb") as file:
         header = file.read(4 + 4 * dimensions)
-        samples, *shape = (int.from_bytes(header[i : i + 4]) for i in range(4, len(header), 4))
+        samples, rest = int.from_bytes(header[4:8]), header[8:]
         nbytes = len(header) + samples * SIDE ** len(item)
         whole = nbytes == os.fstat(file.fileno()).st_size
-        if header[:4] != bytes((0, 0, 8, dimensions)) or tuple(shape) != item or not whole:
+        shape = b"".join(side.to_bytes(4) for side in item)
+        if header[:4] != bytes((0, 0, 8, dimensions)) or rest != shape or not whole:
             raise TaskError(f"{path} doesn't hold {'×'.join(map(str, ('N', *item)))} bytes in IDX")
         part = shard.of(samples)
         count = part.stop - part.start

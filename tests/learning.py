@@ -33,21 +33,72 @@ class Tiny(Task):
     def test_data(self, place: Place) -> tuple[Tensor, Tensor]:
         return _points(64, seed=2)
 
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=lr / 10)
+
 
 class Diverging(Tiny):
-    """Its loss is NaN in the epochs named in `nan_epochs`, counted by calls of the loss."""
+    """The loss of some training batches (counted from 0) is NaN."""
 
-    nan_batches: frozenset[int] = frozenset()
+    broken: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
-        self._batch = -1  # the rehearsal calls it once
+        self._batch = -1
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         loss = super().loss(outputs, targets)
         if not torch.is_grad_enabled():
-            return loss
+            return loss  # the rehearsal and the tests
         self._batch += 1
-        return loss * float("nan") if self._batch in self.nan_batches else loss
+        return loss * float("nan") if self._batch in self.broken else loss
+
+
+class DivergesOnce(Diverging):
+    """In the second of epochs of 6 batches."""
+
+    broken = frozenset([8])
+
+
+class DivergesAtOnce(Diverging):
+    """In the first batch of all."""
+
+    broken = frozenset([0])
+
+
+class NoData(Task):
+    """Half a task."""
+
+    model = Tiny.model
+
+
+class OddData(Tiny):
+    """Gives one tensor where two belong."""
+
+    def train_data(self, place: Place) -> Any:
+        return torch.ones(3)
+
+
+class WrongShape(Tiny):
+    """Its model doesn't fit its data."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(7, 2)
+
+
+class OddLoss(Tiny):
+    """Forgets the mean."""
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Sparse(Tiny):
+    """Has a buffer that no model file can hold."""
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        model.register_buffer("table", torch.eye(2).to_sparse())
+        return model
 
 
 def _points(count: int, seed: int) -> tuple[Tensor, Tensor]:
