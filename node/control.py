@@ -35,20 +35,23 @@ class Control:
         self._socket.settimeout(ANSWER_SECONDS)
         try:
             self._socket.connect(os.fspath(path))
-        except OSError:
+        except OSError as error:
             self._socket.close()
+            why = error.strerror or error
             raise ControlError(
-                f"no node is running with the home {path.parent}: start one with p2pnode run"
+                f"nobody answers at {path} ({why}): start a node with p2pnode run"
             ) from None
 
     def status(self) -> NodeStatus:
-        """What the node is doing now. Raises ControlError when it stopped."""
+        """What the node is doing now. Raises ControlError, and StatusError for what isn't one."""
         try:
             self._socket.sendall(b"?")
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
             if length > STATUS_LIMIT:
                 raise ControlError(f"a status of {length} bytes")
             return NodeStatus.from_bytes(self._read(length))
+        except TimeoutError:
+            raise ControlError(f"no answer came in {ANSWER_SECONDS:.0f} s") from None
         except OSError:
             raise ControlError("the node stopped") from None
 
@@ -85,9 +88,9 @@ async def serve(
 
     async def answer(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while asked := await stream.receive_some(64):
+            while await stream.receive_some(1):  # no further byte until this one is answered
                 data = status().to_bytes()
-                await stream.send_all((_LENGTH.pack(len(data)) + data) * len(asked))
+                await stream.send_all(_LENGTH.pack(len(data)) + data)
 
     path.unlink(missing_ok=True)  # left by a node that was killed; the home's lock is ours
     listening = trio.socket.socket(socket.AF_UNIX)
