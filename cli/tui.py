@@ -7,7 +7,6 @@ thread: a terminal that stands still (Ctrl-S, a dead ssh) must not hold up the n
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from typing import Final
@@ -180,15 +179,13 @@ async def live(draw: Draw, *, console: Console) -> None:
         redirect_stderr=False,
     )
     try:
-        await _write(screen.start)
-        while True:
+        there = await _write(screen.start)
+        while there:
             picture = draw(*console.size)
-            await _write(partial(screen.update, picture, refresh=True))
+            there = await _write(partial(screen.update, picture, refresh=True))
             await trio.sleep(REDRAW)
-    except OSError:
-        return  # The terminal was closed; the node goes on without it.
     finally:
-        with trio.move_on_after(LEAVE, shield=True), suppress(OSError):
+        with trio.move_on_after(LEAVE, shield=True):
             await _write(partial(_leave, screen))
 
 
@@ -197,5 +194,10 @@ def _leave(screen: Live) -> None:
     screen.stop()
 
 
-async def _write(work: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+async def _write(work: Callable[[], None]) -> bool:
+    """Let a thread write; False when the terminal was closed: the node goes on without it."""
+    try:
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except OSError:
+        return False
+    return True

@@ -480,6 +480,18 @@ def test_a_closed_terminal_ends_the_screen_not_the_node() -> None:
     trio.run(partial(live, draw, console=console_of(terminal)), clock=MockClock())
 
 
+def test_an_error_of_the_source_is_not_taken_for_a_closed_terminal() -> None:
+    """It comes out of `live`, with the terminal clean."""
+    terminal = Terminal()
+
+    def draw(width: int, height: int) -> RenderableType:
+        raise ConnectionResetError("the node has stopped")
+
+    with pytest.raises(ConnectionResetError):
+        trio.run(partial(live, draw, console=console_of(terminal)), clock=MockClock())
+    assert terminal.getvalue().endswith("\x1b[?25h\x1b[?1049l")
+
+
 def test_a_terminal_without_utf8_gets_question_marks() -> None:
     """A sign that it can't show never stops the node."""
     clock, draws = MockClock(), Draws()
