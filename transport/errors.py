@@ -12,7 +12,8 @@
     │   ├── ListenError      an address of ours cannot be listened on
     │   ├── HandshakeError   connected, but it did not prove who it is
     │   └── LinkClosed       was connected, is no more
-    └── TransferError        a model that did not come over whole
+    └── ProtocolError        a message that is well-formed and not due
+        └── TransferError    model bytes, or a request for some, that are not due
 
 A class's docstring is the sentence that a person reads; str() adds the specifics.
 """
@@ -71,5 +72,9 @@ class LinkClosed(LinkError):
     """The connection is closed."""
 
 
-class TransferError(TransportError):
-    """The model did not come over whole."""
+class ProtocolError(TransportError):
+    """The peer does not keep to the protocol."""
+
+
+class TransferError(ProtocolError):
+    """The peer does not keep to what was asked for."""

@@ -1,13 +1,13 @@
 """I/O: verified models in and out, over all sessions.
 
-One exchange a node. It holds the sessions (one a peer), decides which offers are fetched, and
-offers our own new model to some of the peers (`fan_out`). Of each author only the newest model is
-of interest: a newer one takes the place of an older one that is still less than half here; one
-that is further on is finished first, so that a slow line isn't starved by a fast trainer.
+One exchange a node. It holds the sessions (one a peer), answers what they report, and offers our
+own new model to some of the peers (`fan_out`). Which of the offered models are fetched, and when,
+is for downloads.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from typing import Protocol
 
 import trio
 
-from . import admission
+from . import admission, messages
 from .admission import Offered, Refusal
+from .downloads import Downloads
+from .errors import LinkClosed
 from .incoming import Incoming
 from .link import Link
-from .messages import Done, Hello, Offer, Reject, Run, Want, difference
+from .messages import Bye, Done, Hello, Reject, Run, Want, difference
 from .outgoing import Held
 from .parts import PartFile
-from .session import Session
+from .session import PART_SECONDS, Session
 
-# Models that come in at the same time: more only slows each; the rest wait, newest per author.
-DOWNLOADS_LIMIT = 16
-# Offers that one peer may make in a burst and each second afterwards: a node makes one an epoch,
-# and answers `want` with a handful.
+# Offers (and requests for some) that one peer may make in a burst, and each second afterwards: a
+# node makes one an epoch, and answers `want` with a handful.
 OFFERS_BURST, OFFERS_PER_SECOND = 64.0, 4.0
 # What `want` is answered with: enough to start a newcomer from.
 WANT_LIMIT = 8
@@ -101,12 +101,10 @@ class Exchange:
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
-        self.incoming: dict[bytes, Incoming] = {}
-        self._waiting: dict[str, tuple[Offered, Session]] = {}  # author → its newest, not begun
-        self._offers: dict[str, tuple[float, float]] = {}  # peer → (tokens, when)
+        self._downloads = Downloads(self)
+        self._tokens: dict[str, tuple[float, float]] = {}  # peer → (offers allowed, when)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
-        self._nursery: trio.Nursery | None = None
         self._leaving = False
         self.epoch = 0
 
@@ -119,9 +117,12 @@ class Exchange:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the downloads until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        await self._downloads.run(task_status=task_status)
+
+    @property
+    def incoming(self) -> dict[bytes, Incoming]:
+        """The models coming in, by envelope ID."""
+        return self._downloads.incoming
 
     def announce(self, held: Held) -> set[str]:
         """Offer our own new model to `fan_out` of the peers, chosen anew each time: to these."""
@@ -129,7 +130,7 @@ class Exchange:
         met = self.met()
         chosen = self._chance.sample(met, min(self._fan_out, len(met)))
         for session in chosen:
-            session.say(Offer(held.envelope))
+            session.offer(held)
         return {session.peer for session in chosen}
 
     def want(self) -> None:
@@ -149,33 +150,36 @@ class Exchange:
         """The sessions whose peers train the same run."""
         return [s for s in self.sessions.values() if s.agreed and not s.ending]
 
-    def delivering(self) -> bool:
-        """Whether a model is on its way out."""
-        return any(session.outgoing.open for session in self.sessions.values())
-
     async def serve(self, link: Link) -> str:
         """One link's whole life, dialled or accepted; gives the reason for its end."""
-        if self._leaving:
-            return "this node is stopping"
-        if link.peer == self.me:
-            return "this is our own address"
-        old = self.sessions.get(link.peer)
-        if old is not None and not self._prefers(link, old.link):
-            return "already connected"
-        if old is None and len(self.sessions) >= self._max_peers:
-            return "no room for more peers"
-        if old is not None:
-            old.close("connected anew")
-        session = Session(link, self, self._clock)
-        self.sessions[link.peer] = session
+        unwelcome = self._unwelcome(link)
+        if unwelcome:
+            await _turn_away(link, unwelcome)
+            return unwelcome
+        if link.peer in self.sessions:
+            self.sessions[link.peer].close("connected anew")
+        session = self.sessions[link.peer] = Session(link, self, self._clock)
         try:
             await session.run(self._hello)
         finally:
             if self.sessions.get(link.peer) is session:
                 del self.sessions[link.peer]
-                self._offers.pop(link.peer, None)
+                self._tokens.pop(link.peer, None)
             self._observer.parted(session)
         return session.ending
+
+    def _unwelcome(self, link: Link) -> str:
+        """Why this link can't become a session; empty where it can."""
+        old = self.sessions.get(link.peer)
+        if self._leaving:
+            return "this node is stopping"
+        if link.peer == self.me:
+            return "this is our own address"
+        if old is not None and not old.ending and not self._prefers(link, old.link):
+            return "already connected"
+        if old is None and len(self.sessions) >= self._max_peers:
+            return "no room for more peers"
+        return ""
 
     def _prefers(self, new: Link, old: Link) -> bool:
         """Both sides dialled at once: both keep the one that the lower peer ID dialled."""
@@ -189,25 +193,27 @@ class Exchange:
 
     # -- Owner: what sessions report -------------------------------------------------------------
 
-    def hello_from(self, session: Session, hello: Hello) -> str | None:
-        """Compare runs; a difference is told and ends the session."""
+    def hello_from(self, session: Session, hello: Hello) -> None:
+        """Compare runs; a difference is told, each side's own first, and ends the session."""
         assert self._terms is not None  # we have greeted, so the model is built
         different = difference(self._terms.run, hello.run)
         if different is not None:
             self._observer.rejected(admission.RUN, session.peer, different)
-            # Seen from there, mine and theirs change places.
-            return f"another run: {difference(hello.run, self._terms.run)}"
+            theirs = difference(hello.run, self._terms.run)
+            session.end(f"another run: {different}", told=f"another run: {theirs}")
+            return
+        session.agreed = True
         self._observer.met(session)
         own = [held for held in self._library.held() if held.peer == self.me]
         for held in own[:1]:
-            session.say(Offer(held.envelope))
-        return None
+            session.offer(held)
 
     def wanted_by(self, session: Session) -> None:
         """Offer the newest models here."""
-        for held in self._library.held()[:WANT_LIMIT]:
-            if held.peer != session.peer:
-                session.say(Offer(held.envelope))
+        if self._within_rate(session):
+            others = [held for held in self._library.held() if held.peer != session.peer]
+            for held in others[:WANT_LIMIT]:
+                session.offer(held)
 
     def find(self, model: bytes) -> Held | None:
         """The held model with this envelope ID."""
@@ -228,10 +234,8 @@ class Exchange:
         self._observer.refused(session, message.reason, message.detail)
 
     def offer_from(self, session: Session, envelope: bytes) -> None:
-        """Admit the offer, refuse it, or add its sender to a download that is on its way."""
-        if not self._within_rate(session.peer):
-            self._observer.rejected(admission.FLOOD, session.peer, "too many offers")
-            session.end("too many offers")
+        """Fetch the offered model, or say why not."""
+        if not self._within_rate(session):
             return
         assert self._terms is not None
         try:
@@ -241,86 +245,51 @@ class Exchange:
             if offered is None:
                 session.say(Done(admission.identify(envelope)))
             else:
-                self._take(offered, session)
+                self._downloads.take(offered, session)
         except Refusal as refusal:
-            self._refuse(session, admission.identify(envelope), refusal.reason, refusal.detail)
+            self.refuse(session, admission.identify(envelope), refusal.reason, refusal.detail)
 
     def _newest(self, peer: str) -> int:
-        return 2**63 if peer == self.me else self._library.newest(peer)
+        if peer == self.me:
+            raise Refusal(admission.STALE, "a model of my own")
+        return self._library.newest(peer)
 
-    def _within_rate(self, peer: str) -> bool:
-        tokens, then = self._offers.get(peer, (OFFERS_BURST, self._clock()))
+    def _within_rate(self, session: Session) -> bool:
+        """Take a token; a peer that has none left floods us, and we part."""
         now = self._clock()
+        tokens, then = self._tokens.get(session.peer, (OFFERS_BURST, now))
         tokens = min(OFFERS_BURST, tokens + (now - then) * OFFERS_PER_SECOND) - 1
-        self._offers[peer] = (max(tokens, 0.0), now)
+        self._tokens[session.peer] = (tokens, now)
+        if tokens < 0:
+            session.fail(admission.FLOOD, "too many offers")
         return tokens >= 0
 
-    def _refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:
-        self._observer.rejected(reason, session.peer, detail)
-        session.say(Reject(model, reason, detail))
+    # -- Filer: what the downloads need ----------------------------------------------------------
 
-    # -- downloads -------------------------------------------------------------------------------
+    def part(self, offered: Offered) -> PartFile:
+        """The part file of a model, opened (in a thread); raises OSError or Refusal."""
+        return self._library.part(offered)
 
-    def _take(self, offered: Offered, session: Session) -> None:
-        """Begin, queue or join the download of an admitted offer."""
-        model, author = offered.envelope.id, offered.envelope.peer_id
-        if model in self.incoming:
-            self.incoming[model].add_source(session)
-            return
-        waiting = self._waiting.get(author)
-        if waiting is not None and waiting[0].manifest.seq > offered.manifest.seq:
-            return
-        current = next((i for i in self.incoming.values() if i.author == author), None)
-        if current is not None and current.offered.manifest.seq > offered.manifest.seq:
-            return
-        if current is not None:
-            self._waiting[author] = (offered, session)
-            if current.download.bytes_here * 2 < current.offered.manifest.size:
-                current.cancel()
-        elif len(self.incoming) >= DOWNLOADS_LIMIT:
-            self._waiting[author] = (offered, session)
-        else:
-            self._begin(offered, session)
-
-    def _begin(self, offered: Offered, session: Session) -> None:
-        assert self._nursery is not None
-        incoming = Incoming(offered, session, self._complain(offered.envelope.id))
-        self.incoming[incoming.model] = incoming
-        self._nursery.start_soon(self._download, incoming)
-
-    def _complain(self, model: bytes) -> Callable[[Session, str, str], None]:
-        return lambda session, reason, detail: self._refuse(session, model, reason, detail)
-
-    async def _download(self, incoming: Incoming) -> None:
-        try:
-            part = await incoming.run(self._library.part)
-            if part is not None:
-                await self._file(incoming, part)
-        except Refusal as refusal:
-            for session in filter(None, (incoming.source, *incoming.sources)):
-                self._refuse(session, incoming.model, refusal.reason, refusal.detail)
-        finally:
-            del self.incoming[incoming.model]
-            self._next()
-
-    async def _file(self, incoming: Incoming, part: PartFile) -> None:
+    async def file(self, incoming: Incoming, part: PartFile) -> None:
+        """A whole model goes into the mailbox, and all who offered it hear of it."""
         try:
             await trio.to_thread.run_sync(self._library.file, incoming.offered, part.path)
         except OSError as error:
-            raise Refusal(
-                admission.DISK, f"can't file the model: {error.strerror or error}"
-            ) from None
+            detail = f"can't file the model: {error.strerror or error}"
+            raise Refusal(admission.DISK, detail) from None
         self._observer.filed(incoming.offered)
-        for session in self.met():
-            if session.peer == incoming.author or session in incoming.sources:
-                session.say(Done(incoming.model))
+        for session in incoming.offerers:
+            session.say(Done(incoming.model))
 
-    def _next(self) -> None:
-        """Begin what waits, as far as there is room."""
-        authors = {incoming.author for incoming in self.incoming.values()}
-        for author in [a for a in self._waiting if a not in authors]:
-            if len(self.incoming) >= DOWNLOADS_LIMIT:
-                return
-            offered, session = self._waiting.pop(author)
-            if session.peer in self.sessions:
-                self._begin(offered, session)
+    def refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:
+        """Count why a model isn't taken, and tell who offered it."""
+        self._observer.rejected(reason, session.peer, detail)
+        session.say(Reject(model, reason, detail))
+
+
+async def _turn_away(link: Link, reason: str) -> None:
+    """Say why a link isn't served; the peer closes, or we do after a moment."""
+    with trio.move_on_after(PART_SECONDS), contextlib.suppress(LinkClosed):
+        await link.send(messages.to_bytes(Bye(reason)))
+        while True:
+            await link.receive_any()

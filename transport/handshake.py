@@ -32,6 +32,7 @@ HELLO_SIZE = MAGIC_SIZE + 32
 PROOF_SIZE = 32 + 64 + 16  # identity, signature, AEAD tag
 REPLY_SIZE = HELLO_SIZE + PROOF_SIZE
 
+SERVICES = ("peer", "tracker")
 _PREFIX = b"p2pnode/1 "
 _DIALLER, _ACCEPTOR = b"p2pnode/1 dialler", b"p2pnode/1 acceptor"
 
@@ -114,9 +115,9 @@ def _check(proof: bytes, role: bytes, bound: bytes, sealer: Sealer) -> bytes:
 
 def _other_service(hello: bytes, wanted: str) -> HandshakeError:
     """Say what is at the other end instead of the wanted service."""
-    if not hello.startswith(_PREFIX):
+    found = next((s for s in SERVICES if hello[:MAGIC_SIZE] == magic(s)), None)
+    if found is None:  # its bytes may be anything, so they are not shown
         return HandshakeError("the other end does not speak p2pnode/1")
-    found = hello[len(_PREFIX) : MAGIC_SIZE].strip(b"\n").decode("ascii", "replace")
     return HandshakeError(f"the other end is a {found}, not a {wanted}")
 
 

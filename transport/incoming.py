@@ -39,7 +39,8 @@ class Incoming:
         self.offered, self._complain = offered, complain
         self.model, self.author = offered.envelope.id, offered.envelope.peer_id
         self.download = Download(offered.manifest)
-        self.sources: list[Session] = [session]
+        self.offerers: list[Session] = [session]  # who is owed an answer
+        self._sources: list[Session] = [session]  # who hasn't been tried since it offered
         self.source: Session | None = None
         self._scope = trio.CancelScope()
         self._send: trio.MemorySendChannel[Arrival] | None = None
@@ -50,8 +51,15 @@ class Incoming:
 
     def add_source(self, session: Session) -> None:
         """Another session holds the same model."""
-        if session is not self.source and session not in self.sources:
-            self.sources.append(session)
+        if session not in self.offerers:
+            self.offerers.append(session)
+        if session is not self.source and session not in self._sources:
+            self._sources.append(session)
+
+    def next_source(self) -> Session | None:
+        """Who will be asked next; None where nobody is left who could be."""
+        self._sources = [session for session in self._sources if not session.ending]
+        return self._sources[0] if self._sources else None
 
     # -- Sink: called by the session's receive loop ------------------------------------------
 
@@ -74,11 +82,12 @@ class Incoming:
             try:
                 part = await trio.to_thread.run_sync(open_part, self.offered)
             except OSError as error:
-                raise Refusal(DISK, f"can't open a part file: {error.strerror}") from None
+                raise _disk("open a part file", error) from None
             try:
                 return await self._fill(part)
             except OSError as error:
-                raise Refusal(DISK, f"can't write the model: {error.strerror}") from None
+                part.path.unlink(missing_ok=True)  # what is full needs the room
+                raise _disk("write the model", error) from None
             finally:
                 part.close()
         return None
@@ -87,9 +96,10 @@ class Incoming:
         for chunk in part.found:
             self.download.found(chunk)
         while not self.download.done:
-            if not self.sources:
+            self.source = self.next_source()
+            if self.source is None:
                 return None
-            self.source = self.sources.pop(0)
+            self._sources.remove(self.source)
             await self._from(self.source, part)
             self.source = None
         return part
@@ -98,19 +108,16 @@ class Incoming:
         """Fetch what is missing from one session until whole or the source fails."""
         self._send, receive = trio.open_memory_channel[Arrival](WINDOW + RENEW)
         transfer = session.fetch(self, self.model, self.download.ask(), WINDOW)
-        whole = False
         try:
             while not self.download.done:
                 await self._deal_with(await _batch(receive), part, session, transfer)
-                if not self.download.asked and not self.download.done:
-                    break  # more gaps than one fetch may name: ask again
-            whole = self.download.done
         except trio.EndOfChannel:
             pass  # the session ended, or has the model no more
         except BadSource as error:
+            self.offerers.remove(session)
             self._complain(session, *error.args)
         finally:
-            session.forget(transfer, stop=not whole)
+            session.forget(transfer, stop=not self.download.done)
             self._send = None
             receive.close()
             part.restart()
@@ -128,6 +135,10 @@ class Incoming:
                 raise BadSource(DIGEST, f"chunk {arrival.piece.chunk} doesn't match its digest")
             if (more := self.download.renew()) and not self.download.done:
                 session.say(Credit(transfer, more))
+
+
+def _disk(doing: str, error: OSError) -> Refusal:
+    return Refusal(DISK, f"can't {doing}: {error.strerror or error}")
 
 
 async def _batch(receive: trio.MemoryReceiveChannel[Arrival]) -> list[Arrival]:

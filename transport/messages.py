@@ -17,15 +17,18 @@ from . import wire
 from .envelope import ENVELOPE_LIMIT
 from .errors import WireError
 from .link import CONTROL_LIMIT
-from .manifest import SWARM_LIMIT
+from .manifest import DIGEST, DIGESTS_LIMIT, SWARM_LIMIT
 from .wire import Fields, Value
 
 PROTOCOL = 1
-TEXT_LIMIT = 512  # a reason is read by people: a few lines at most
+REASON_LIMIT = 64  # one word of admission.py's list
+TEXT_LIMIT = 512  # a detail is read by people: a few lines at most
 TASK_LIMIT = 256  # module:attribute or a file's path
-# The tensors of a large model would fill the message: what is needed is the first difference.
-TENSORS_LIMIT, TENSOR_TEXT_LIMIT = 512, 256
-RANGES_LIMIT = 4096  # gaps of an interrupted download; more than that is asked for in turns
+# The tensors of a large model would fill the message: what is needed is the first difference. So
+# many of so many characters fit it in any script (4 bytes a character).
+TENSORS_LIMIT, TENSOR_TEXT_LIMIT = 256, 256
+RANGES_LIMIT = DIGESTS_LIMIT // DIGEST // 2  # every second chunk of a manifest's most is missing
+CREDIT_LIMIT = 1024  # pieces; a gigabyte in flight is more than any line needs
 COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
 
 
@@ -134,6 +137,11 @@ Message: TypeAlias = (
 )
 
 
+def _line(text: str, most: int) -> str:
+    """A text as the other side accepts it: one printable line, cut."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:most]
+
+
 def _run_value(run: Run) -> dict[str, Value]:
     return {
         "swarm": run.swarm,
@@ -171,7 +179,7 @@ def _read_fetch(f: Fields) -> Fetch:
         transfer=f.integer("transfer", 0, COUNT_LIMIT),
         model=_model(f),
         ranges=tuple(zip(numbers[::2], numbers[1::2], strict=True)),
-        credit=f.integer("credit", 1, 1024),
+        credit=f.integer("credit", 1, CREDIT_LIMIT),
     )
 
 
@@ -193,7 +201,11 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
         lambda m: {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch},
         _read_hello,
     ),
-    "bye": (Bye, lambda m: {"reason": m.reason}, lambda f: Bye(f.text("reason", TEXT_LIMIT))),
+    "bye": (
+        Bye,
+        lambda m: {"reason": _line(m.reason, TEXT_LIMIT)},
+        lambda f: Bye(f.text("reason", TEXT_LIMIT)),
+    ),
     "offer": (
         Offer,
         lambda m: {"envelope": m.envelope},
@@ -213,15 +225,19 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
     "credit": (
         Credit,
         lambda m: {"transfer": m.transfer, "pieces": m.pieces},
-        lambda f: Credit(_transfer(f), f.integer("pieces", 1, 1024)),
+        lambda f: Credit(_transfer(f), f.integer("pieces", 1, CREDIT_LIMIT)),
     ),
     "stop": (Stop, lambda m: {"transfer": m.transfer}, lambda f: Stop(_transfer(f))),
     "gone": (Gone, lambda m: {"transfer": m.transfer}, lambda f: Gone(_transfer(f))),
     "done": (Done, lambda m: {"model": m.model}, lambda f: Done(_model(f))),
     "reject": (
         Reject,
-        lambda m: {"model": m.model, "reason": m.reason, "detail": m.detail[:TEXT_LIMIT]},
-        lambda f: Reject(_model(f), f.text("reason", 64), f.text("detail", TEXT_LIMIT)),
+        lambda m: {
+            "model": m.model,
+            "reason": _line(m.reason, REASON_LIMIT),
+            "detail": _line(m.detail, TEXT_LIMIT),
+        },
+        lambda f: Reject(_model(f), f.text("reason", REASON_LIMIT), f.text("detail", TEXT_LIMIT)),
     ),
     "ping": (Ping, lambda m: {"number": m.number}, lambda f: Ping(f.integer("number"))),
     "pong": (Pong, lambda m: {"number": m.number}, lambda f: Pong(f.integer("number"))),
@@ -256,10 +272,11 @@ def difference(mine: Run, theirs: Run) -> str | None:
 
 
 def _tensor_difference(mine: Run, theirs: Run) -> str:
-    here, there = set(mine.tensors), set(theirs.tensors)
-    only_mine = next((t for t in mine.tensors if t not in there), None)
-    only_theirs = next((t for t in theirs.tensors if t not in here), None)
-    return (
-        f"model: mine {mine.parameters:,} parameters ({only_mine or 'order'}),"
-        f" theirs {theirs.parameters:,} ({only_theirs or 'order'})"
-    )
+    sizes = f"model: mine {mine.parameters:,} parameters, theirs {theirs.parameters:,}"
+    pairs = (("mine", mine.tensors, theirs.tensors), ("theirs", theirs.tensors, mine.tensors))
+    only = [
+        f"only {whose} has {next(t for t in tensors if t not in others)}"
+        for whose, tensors, others in pairs
+        if set(tensors) - set(others)
+    ]
+    return "; ".join([sizes, *(only or [f"the first {len(mine.tensors)} tensors are the same"])])

@@ -60,7 +60,7 @@ class Direct:
     def __init__(self, public: Address | None) -> None:
         self._public = public
         self._bound: Address | None = None
-        self._seen: dict[str, None] = {}
+        self._seen: dict[str, None] = {}  # the last one is the latest news
         self._proved = False
 
     def bound(self, address: Address) -> None:
@@ -70,7 +70,10 @@ class Direct:
     def saw(self, host: str) -> bool:
         """A tracker saw us as this host; True where that is news."""
         new = host not in self._seen
+        self._seen.pop(host, None)
         self._seen[host] = None
+        if len(self._seen) > ADDRESSES_LIMIT:
+            del self._seen[next(iter(self._seen))]
         return new
 
     def came_in(self) -> None:
@@ -84,11 +87,13 @@ class Direct:
             return (Claim(self._public, sure or Confidence.GIVEN),)
         if self._bound is None:
             return ()
-        if not _is_wildcard(self._bound.host):
+        bound = _ip(self._bound.host)
+        if bound is None or not bound.is_unspecified:
             return (Claim(self._bound, sure or Confidence.GIVEN),)
         return tuple(
             Claim(Address(host, self._bound.port), sure or Confidence.GUESSED)
-            for host in self._seen
+            for host in reversed(self._seen)
+            if (ip := _ip(host)) is not None and ip.version == bound.version
         )
 
 
@@ -112,8 +117,9 @@ def outgoing_host(towards: Address) -> str | None:
         return None
 
 
-def _is_wildcard(host: str) -> bool:
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that this host is; None for a name."""
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None

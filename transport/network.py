@@ -81,7 +81,7 @@ class TcpNetwork:
         try:
             session = await _dial_handshake(stream, Dialler(self._identity, service, expect))
             return _to_link(stream, session, dialled=True)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, OSError):
             raise HandshakeError("the other end closed during the handshake") from None
         finally:
             await trio.aclose_forcefully(stream)

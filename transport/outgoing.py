@@ -17,8 +17,8 @@ from .manifest import Manifest
 from .messages import Fetch
 from .transfer import Upload
 
-# Transfers to one peer at the same time: one model and a few that it makes up for.
-UPLOADS_LIMIT = 8
+# Transfers to one peer at the same time: a receiver has no more downloads than that in all.
+UPLOADS_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +97,8 @@ async def read(entry: OpenUpload) -> Piece | None:
     upload = entry.upload
     chunk, offset, length = upload.take()
     position = chunk * upload.manifest.chunk_size + offset
-    body = await trio.to_thread.run_sync(os.pread, entry.file, length, position)
+    try:
+        body = await trio.to_thread.run_sync(os.pread, entry.file, length, position)
+    except OSError:  # a failing disk
+        return None
     return Piece(upload.transfer, chunk, offset, body) if len(body) == length else None

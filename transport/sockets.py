@@ -14,7 +14,9 @@ threads of its own. What has to be known of pynng 0.9 for that (each point was s
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+from collections.abc import Callable
 
 import pynng
 import trio
@@ -53,11 +55,15 @@ def _check(error: int) -> None:
         raise LinkClosed(ffi.string(lib.nng_strerror(error)).decode())
 
 
-def _hand_over(descriptor: int) -> pynng.Pair1:
-    """A Pair1 that speaks over a connected socket; NNG owns the descriptor from here on."""
+def _hand_over(descriptor: int, on_lost: Callable[[object], None]) -> pynng.Pair1:
+    """A Pair1 that speaks over a connected socket; the descriptor is NNG's, or closed on failure.
+
+    `on_lost` is called in one of NNG's threads when the connection is gone, perhaps at once.
+    """
     pair = pynng.Pair1(
         recv_max_size=FRAME_LIMIT, recv_buffer_size=RECEIVE_BUFFER, send_buffer_size=SEND_BUFFER
     )
+    pair.add_post_pipe_remove_cb(on_lost)
     listener = ffi.new("nng_listener *")
     try:
         _check(lib.nng_listener_create(listener, pair.socket, b"socket://"))
@@ -65,6 +71,7 @@ def _hand_over(descriptor: int) -> pynng.Pair1:
         _check(lib.nng_listener_start(listener[0], 0))
         _check(lib.nng_listener_set_int(listener[0], b"socket:fd", descriptor))
     except BaseException:
+        os.close(descriptor)
         pair.close()
         raise
     return pair
@@ -79,8 +86,7 @@ class NngLink:
         self._token = trio.lowlevel.current_trio_token()
         self._lost = False
         self._waiting: trio.CancelScope | None = None
-        self._pair = _hand_over(descriptor)
-        self._pair.add_post_pipe_remove_cb(self._pipe_removed)
+        self._pair = _hand_over(descriptor, self._pipe_removed)
 
     def _pipe_removed(self, _pipe: object) -> None:
         """Called in one of NNG's threads when the connection is gone."""

@@ -23,7 +23,6 @@ from enum import Enum
 from .errors import TransferError
 from .link import PIECE_LIMIT
 from .manifest import Manifest
-from .messages import RANGES_LIMIT
 
 # Measured: 8 pieces of 1 MiB in flight, renewed every 4, fill the link; more only takes memory.
 WINDOW, RENEW = 8, 4
@@ -79,10 +78,8 @@ class Download:
                 continue
             if ranges and sum(ranges[-1]) == chunk:
                 ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
-            elif len(ranges) < RANGES_LIMIT:
-                ranges.append((chunk, 1))
             else:
-                break
+                ranges.append((chunk, 1))
             self._step(chunk, "ask")
         self.outstanding = WINDOW
         self._unrenewed = 0
@@ -136,11 +133,6 @@ class Download:
                 self._step(chunk, "give_up")
 
     @property
-    def asked(self) -> bool:
-        """Whether chunks are still to come from the present source."""
-        return any(s in (Chunk.ASKED, Chunk.ARRIVED) for s in self.state)
-
-    @property
     def done(self) -> bool:
         """Every chunk is verified and in the file."""
         return self._here == len(self.state)
@@ -180,8 +172,8 @@ class Upload:
                     yield chunk, offset, min(PIECE_LIMIT, whole - offset)
 
     def grant(self, pieces: int) -> None:
-        """The receiver allows more; it can't pile up more than two windows."""
-        self.credit = min(self.credit + pieces, 2 * WINDOW)
+        """The receiver allows more."""
+        self.credit += pieces
 
     @property
     def ready(self) -> bool:

@@ -1,0 +1,112 @@
+"""I/O: which of the offered models are fetched, and in what order.
+
+Of each author only the newest model is of interest: a newer one takes the place of an older one
+that is still less than half here; one that is further on is finished first, so that a slow line
+isn't starved by a fast trainer. What there is no room for waits, and the sources it has gathered by
+then wait with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from . import admission
+from .admission import Offered, Refusal
+from .incoming import Incoming
+from .parts import PartFile
+from .session import Session
+
+# Models that come in at the same time: more only slows each; the rest wait, newest per author.
+DOWNLOADS_LIMIT = 16
+# Of these begun from one peer: a slow or hostile one doesn't keep the others' models out.
+DOWNLOADS_A_PEER = 4
+# Authors with a model that waits: as many as a mailbox holds.
+WAITING_LIMIT = 64
+
+
+class Filer(Protocol):
+    """Where models come to lie, and who hears of it."""
+
+    def part(self, offered: Offered) -> PartFile:
+        """Open the part file (in a thread); raises OSError or Refusal."""
+
+    async def file(self, incoming: Incoming, part: PartFile) -> None:
+        """A model is whole; raises Refusal where it can't be kept."""
+
+    def refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:
+        """Count why a model isn't taken, and tell who offered it."""
+
+
+class Downloads:
+    """All models on their way."""
+
+    def __init__(self, filer: Filer) -> None:
+        self._filer = filer
+        self.incoming: dict[bytes, Incoming] = {}
+        self._waiting: dict[str, Incoming] = {}  # author → its newest model, not begun
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the downloads until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def take(self, offered: Offered, session: Session) -> None:
+        """Begin, queue or join the download of an admitted offer; raises Refusal."""
+        author, number = offered.envelope.peer_id, offered.manifest.seq
+        current, waiting = self._current(author), self._waiting.get(author)
+        for known in filter(None, (current, waiting)):
+            if known.model == offered.envelope.id:
+                known.add_source(session)
+                return
+            if known.offered.manifest.seq >= number:
+                newer = known.offered.manifest.seq
+                raise Refusal(admission.STALE, f"number {number} when {newer} is on its way")
+        self._wait(Incoming(offered, session, self._complain(offered.envelope.id)))
+        if current is not None and current.download.bytes_here * 2 < current.offered.manifest.size:
+            current.cancel()
+        self._begin()
+
+    def _current(self, author: str) -> Incoming | None:
+        return next((i for i in self.incoming.values() if i.author == author), None)
+
+    def _wait(self, incoming: Incoming) -> None:
+        self._waiting = {a: i for a, i in self._waiting.items() if i.next_source() is not None}
+        if incoming.author not in self._waiting and len(self._waiting) >= WAITING_LIMIT:
+            raise Refusal(admission.FLOOD, f"{WAITING_LIMIT} models are waiting already")
+        self._waiting[incoming.author] = incoming
+
+    def _complain(self, model: bytes) -> Callable[[Session, str, str], None]:
+        return lambda session, reason, detail: self._filer.refuse(session, model, reason, detail)
+
+    def _begin(self) -> None:
+        """Begin what waits, as far as there is room."""
+        assert self._nursery is not None
+        for author, incoming in list(self._waiting.items()):
+            source = incoming.next_source()
+            if source is None:
+                del self._waiting[author]
+            elif self._current(author) is None and self._has_room(source):
+                del self._waiting[author]
+                self.incoming[incoming.model] = incoming
+                self._nursery.start_soon(self._download, incoming)
+
+    def _has_room(self, source: Session) -> bool:
+        busy = sum((i.source or i.next_source()) is source for i in self.incoming.values())
+        return len(self.incoming) < DOWNLOADS_LIMIT and busy < DOWNLOADS_A_PEER
+
+    async def _download(self, incoming: Incoming) -> None:
+        try:
+            part = await incoming.run(self._filer.part)
+            if part is not None:
+                await self._filer.file(incoming, part)
+        except Refusal as refusal:
+            for session in incoming.offerers:
+                self._filer.refuse(session, incoming.model, refusal.reason, refusal.detail)
+        finally:
+            del self.incoming[incoming.model]
+            self._begin()
