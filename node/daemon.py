@@ -71,7 +71,7 @@ class Node:
             self.exchange,
             clock=clock,
             chance=chance,
-            confirmed=self.presence.confirmed,
+            answering=self.presence.answering,
             log=self.log,
         )
         self._start = Start(config.bootstrap, self.presence, self.exchange, self.mailbox, clock)

@@ -2,9 +2,9 @@
 
 Trackers say who joined and who left; for each known peer one task dials until there is a session,
 waits for its end and dials again, later each time. Who dialled doesn't matter: a peer behind a NAT
-that reaches us is a session like any other. A peer that all trackers have lost is forgotten when
-its session ends; while no tracker answers, one that can't be reached is forgotten after a while.
-All by our own clock.
+that reaches us is a session like any other. A peer that no tracker lists is forgotten when its
+session ends. While no tracker answers, one that can't be reached is forgotten after a while, by
+our own clock; it is known again as soon as a tracker that lists it answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..transport.address import Address
 from ..transport.errors import TransportError
 from ..transport.exchange import LEFT, Exchange
 from ..transport.identity import short
-from ..transport.link import Network
+from ..transport.link import Link, Network
 from ..transport.session import Session
 
 # A connection and a handshake take three round trips; a blackholed address is given up after it.
@@ -31,27 +31,40 @@ RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 STEADY_SECONDS = 10.0
 # Without a tracker's word: so long after the last sign of a peer it is forgotten.
 FORGET_SECONDS = 60.0
+# How often what trackers say is compared with whom we know.
+REVIEW_SECONDS = 1.0
 # Peers we remember; far more than we hold connections to, few enough to bound memory.
 KNOWN_LIMIT = 1000
 
 
 @dataclass
-class Known:
-    """One peer that a tracker told of, or that came to us."""
+class Listing:
+    """What trackers say of one peer."""
 
-    peer: str
     addresses: tuple[Address, ...] = ()
     trackers: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Known:
+    """One peer that we connect to: a tracker lists it, or it came to us."""
+
+    peer: str
+    heard: float  # when it spoke last, by our clock
+    sign: float  # the same, or when a tracker listed it last
     state: str = "connecting"  # "connecting", "connected" or "lost"
     path: str = "connecting"
-    heard: float = 0.0  # the last sign of it, by our clock
-    why: str = ""
+    trouble: str = ""  # why dialling it failed
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    wake: trio.Event = field(default_factory=trio.Event)
+    news: trio.Event = field(default_factory=trio.Event)  # a tracker told of it: dial now
+    ended: trio.Event = field(default_factory=trio.Event)  # its session is over
 
 
 class Peers:
-    """The table of known peers, and the tasks that connect to them."""
+    """The table of known peers, and the tasks that connect to them.
+
+    `answering()` gives the trackers that answer now, by the names that `joined` and `left` use.
+    """
 
     def __init__(
         self,
@@ -60,76 +73,100 @@ class Peers:
         *,
         clock: Callable[[], float],
         chance: random.Random,
-        confirmed: Callable[[], bool],
+        answering: Callable[[], set[str]],
         log: Callable[[str, str], None],
     ) -> None:
         self._network, self._exchange = network, exchange
         self._clock, self._chance = clock, chance
-        self._confirmed, self._log = confirmed, log
+        self._answering, self._log = answering, log
         self.known: dict[str, Known] = {}
+        self._listed: dict[str, Listing] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Own the dialling tasks until cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                self._review()
+                await trio.sleep(REVIEW_SECONDS)
 
     # -- what trackers and sessions tell ---------------------------------------------------------
 
     def joined(self, tracker: str, peer: str, record: PeerRecord) -> None:
         """A tracker lists this peer."""
+        if peer not in self._listed and len(self._listed) >= KNOWN_LIMIT:
+            return
+        listing = self._listed.setdefault(peer, Listing())
+        listing.trackers.add(tracker)
+        listing.addresses = record.addresses
         known = self._know(peer)
         if known is not None:
-            known.trackers.add(tracker)
-            known.addresses = record.addresses
-            known.heard = self._clock()
-            known.wake.set()
+            known.sign = self._clock()
+            known.news.set()
 
     def left(self, tracker: str, peer: str) -> None:
         """A tracker no longer lists this peer."""
-        known = self.known.get(peer)
-        if known is not None:
-            known.trackers.discard(tracker)
-            known.wake.set()
-            if not known.trackers and peer not in self._exchange.sessions:
-                self._forget(known, "no tracker lists it")
+        listing = self._listed.get(peer)
+        if listing is None:
+            return
+        listing.trackers.discard(tracker)
+        if not listing.trackers:
+            del self._listed[peer]
+            if peer not in self._exchange.sessions:
+                self._forget(peer, "no tracker lists it")
 
     def met(self, session: Session) -> None:
         """A session with this peer is in use."""
         known = self._know(session.peer)
         if known is not None:
             known.state, known.path = "connected", f"direct {session.link.remote}"
-            known.heard = self._clock()
+            known.heard = known.sign = self._clock()
+            known.trouble = ""
 
     def parted(self, session: Session) -> None:
         """A session ended, for whatever reason."""
         known = self.known.get(session.peer)
         if known is None or session.peer in self._exchange.sessions:
             return
-        if session.ending == LEFT:
-            self._log("info", f"{short(known.peer)} left")
-        elif known.state == "connected":
-            why = session.ending or "the connection broke"
-            self._log("warning", f"lost {short(known.peer)}: {why}")
-        known.state, known.path = "lost", "lost"
-        known.heard, known.why = self._clock(), session.ending
-        known.wake.set()
-        if not known.trackers and self._confirmed():
-            self._forget(known, "no tracker lists it")
+        known.ended.set()
+        if known.state == "connected":
+            if session.ending == LEFT:
+                self._log("info", f"{short(known.peer)} left")
+            else:
+                why = session.ending or "the connection broke"
+                self._log("warning", f"lost {short(known.peer)}: {why}")
+            known.state, known.path = "lost", "lost"
+            known.heard = known.sign = self._clock()
+        if known.peer not in self._listed and self._answering():
+            self._forget(known.peer, "no tracker lists it")
+
+    # -- who is known ----------------------------------------------------------------------------
 
     def _know(self, peer: str) -> Known | None:
         if peer == self._exchange.me:
             return None
         if peer not in self.known and len(self.known) < KNOWN_LIMIT and self._nursery:
-            known = self.known[peer] = Known(peer, heard=self._clock())
+            now = self._clock()
+            known = self.known[peer] = Known(peer, heard=now, sign=now)
             self._nursery.start_soon(self._keep, known)
         return self.known.get(peer)
 
-    def _forget(self, known: Known, why: str) -> None:
-        self._log("info", f"forgot {short(known.peer)}: {why}")
-        self.known.pop(known.peer, None)
-        known.scope.cancel()
+    def _forget(self, peer: str, why: str) -> None:
+        known = self.known.pop(peer, None)
+        if known is not None:
+            known.scope.cancel()
+            self._log("info", f"forgot {short(peer)}: {why}")
+
+    def _review(self) -> None:
+        """Know whom an answering tracker lists; forget whom nobody has seen for long."""
+        answering, now = self._answering(), self._clock()
+        for peer, listing in self._listed.items():
+            if listing.trackers & answering and (known := self._know(peer)) is not None:
+                known.sign = now
+        for peer, known in list(self.known.items()):
+            if now - known.sign > FORGET_SECONDS and peer not in self._exchange.sessions:
+                self._forget(peer, f"no sign of it for {FORGET_SECONDS:.0f} s")
 
     # -- one task a peer ---------------------------------------------------------------------------
 
@@ -138,39 +175,45 @@ class Peers:
         wait = RETRY_FIRST
         with known.scope:
             while True:
-                known.wake = trio.Event()
-                if known.peer in self._exchange.sessions:
-                    await known.wake.wait()
-                    continue
-                began = self._clock()
-                await self._try(known)
-                self._check_forgotten(known)
-                steady = self._clock() - began > STEADY_SECONDS
+                known.news = trio.Event()
+                steady = await self._talk(known) > STEADY_SECONDS
                 wait = RETRY_FIRST if steady else min(2 * wait, RETRY_MOST)
                 with trio.move_on_after(wait * self._chance.uniform(0.5, 1.0)):
-                    await known.wake.wait()
+                    await known.news.wait()
 
-    def _check_forgotten(self, known: Known) -> None:
-        silent = self._clock() - known.heard > FORGET_SECONDS
-        listed = known.trackers and self._confirmed()
-        if silent and not listed and known.peer not in self._exchange.sessions:
-            self._forget(known, f"no sign of it for {FORGET_SECONDS:.0f} s")
+    async def _talk(self, known: Known) -> float:
+        """The session that is there, or one that we dial, to its end: how long it lasted."""
+        link = None if known.peer in self._exchange.sessions else await self._dial(known)
+        began = self._clock()
+        if link is not None:
+            try:
+                await self._exchange.serve(link)
+            finally:
+                await link.aclose()
+        elif known.peer in self._exchange.sessions:
+            known.ended = trio.Event()
+            await known.ended.wait()
+        return self._clock() - began
 
-    async def _try(self, known: Known) -> None:
-        """Dial its addresses in turn; the first that answers is a whole session."""
-        for address in known.addresses:
-            if known.peer in self._exchange.sessions:
-                return
+    async def _dial(self, known: Known) -> Link | None:
+        """Dial its addresses in turn; the first that answers counts."""
+        listing = self._listed.get(known.peer)
+        troubles = []
+        for address in listing.addresses if listing else ():
             try:
                 with trio.fail_after(DIAL_SECONDS):
-                    link = await self._network.dial(address, "peer", known.peer)
+                    return await self._network.dial(address, "peer", known.peer)
             except trio.TooSlowError:
-                known.why = f"{address}: no answer in {DIAL_SECONDS:.0f} s"
+                troubles.append(f"{address}: no answer in {DIAL_SECONDS:.0f} s")
             except (TransportError, OSError) as error:
-                known.why = str(error)
-            else:
-                try:
-                    known.why = await self._exchange.serve(link)
-                finally:
-                    await link.aclose()
-                return
+                troubles.append(str(error))
+            if known.peer in self._exchange.sessions:
+                return None  # it came to us meanwhile
+        self._tell(known, "; ".join(troubles))
+        return None
+
+    def _tell(self, known: Known, trouble: str) -> None:
+        """Say why it can't be reached, once."""
+        if trouble and trouble != known.trouble:
+            self._log("info", f"can't reach {short(known.peer)}: {trouble}")
+        known.trouble = trouble

@@ -64,7 +64,7 @@ class Presence:
                 joined = partial(peers.joined, str(address))
                 left = partial(peers.left, str(address))
                 await nursery.start(client.run, self._record, joined, left)
-            nursery.start_soon(self._watch_addresses)
+                nursery.start_soon(self._watch_address, address, client)
             task_status.started()
             if not self._clients:
                 self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
@@ -83,9 +83,10 @@ class Presence:
         """What is announced now."""
         return nat.announced([self._direct], self._clock())
 
-    def confirmed(self) -> bool:
-        """Whether a tracker answers now."""
-        return any(client.state.status == "connected" for client in self._clients.values())
+    def answering(self) -> set[str]:
+        """The trackers that answer now."""
+        clients = self._clients.items()
+        return {str(address) for address, c in clients if c.state.status == "connected"}
 
     def settled(self) -> bool:
         """Whether every tracker has answered, or is known not to."""
@@ -101,15 +102,15 @@ class Presence:
             state = client.state
             yield TrackerStatus(str(state.address), state.status, state.detail, state.peers)
 
-    async def _watch_addresses(self) -> None:
-        """Guess our addresses anew when the machine's network changes, and announce them."""
+    async def _watch_address(self, tracker: Address, client: TrackerClient) -> None:
+        """Guess our address anew when the machine's network changes, and announce it."""
         while True:
-            for address, client in self._clients.items():
-                own = await trio.to_thread.run_sync(nat.outgoing_host, address)
-                seen = client.state.seen.host if client.state.seen else None
-                news = [self._direct.saw(host) for host in (own, seen) if host]
-                if any(news):
-                    client.refresh()
+            # Looking up the tracker's name can take long; leaving doesn't wait for it.
+            own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
+            seen = client.state.seen.host if client.state.seen else None
+            news = [self._direct.saw(host) for host in (own, seen) if host]
+            if any(news):
+                client.refresh()
             await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)
 
     def _record(self) -> bytes:
