@@ -89,8 +89,9 @@ class Presence:
         return {str(address) for address, c in clients if c.state.status == "connected"}
 
     def settled(self) -> bool:
-        """Whether every tracker has answered, or is known not to."""
-        return all(client.state.status != "connecting" for client in self._clients.values())
+        """Whether every tracker has told who is there, or is known not to answer."""
+        states = [client.state for client in self._clients.values()]
+        return all(state.listed or state.status == "unreachable" for state in states)
 
     def listed(self) -> int:
         """How many other peers there should be: the longest of the trackers' lists."""
@@ -108,7 +109,8 @@ class Presence:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
             own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
             seen = client.state.seen.host if client.state.seen else None
-            news = [self._direct.saw(host) for host in (own, seen) if host]
+            sights = {f"from here to {tracker}": own, f"at {tracker}": seen}
+            news = [self._direct.saw(where, host) for where, host in sights.items() if host]
             if any(news):
                 client.refresh()
             await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)

@@ -56,14 +56,15 @@ Status = Literal["connecting", "connected", "unreachable"]
 class TrackerState:
     """The contact now: `detail` is one line for people.
 
-    `seen` is our address as the tracker saw it, `peers` counts the others in the swarm, `rejects`
-    the records that were skipped, by reason.
+    `seen` is our address as the tracker saw it, `peers` counts the others in the swarm, `listed`
+    tells whether a list of them has ever come, `rejects` the records that were skipped, by reason.
     """
 
     address: Address
     status: Status
     detail: str
     peers: int
+    listed: bool
     seen: Address | None
     rejects: tuple[tuple[str, int], ...]
 
@@ -138,6 +139,7 @@ class TrackerClient:
             status=self._status,
             detail=self._detail,
             peers=len(self._roster),
+            listed=self._cursor != b"",
             seen=self._seen,
             rejects=self._roster.rejects,
         )
