@@ -109,8 +109,7 @@ class Presence:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
             own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
             seen = client.state.seen.host if client.state.seen else None
-            sights = {f"from here to {tracker}": own, f"at {tracker}": seen}
-            news = [self._direct.saw(where, host) for where, host in sights.items() if host]
+            news = [self._direct.saw(host) for host in (own, seen) if host]
             if any(news):
                 client.refresh()
             await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)
