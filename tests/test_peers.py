@@ -1,0 +1,485 @@
+"""Peers come and go: a session with each while it is there, and no storm when it isn't.
+
+Real exchanges and sessions over the in-memory network, in virtual time; the trackers are this file.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from lab import Lab, LabLink, identity
+from p2pnode.node import peers as module
+from p2pnode.node.peers import (
+    DIAL_SECONDS,
+    FORGET_SECONDS,
+    RETRY_FIRST,
+    RETRY_MOST,
+    STEADY_SECONDS,
+    Peers,
+)
+from p2pnode.tracker.protocol import PeerRecord
+from p2pnode.transport.address import Address
+from p2pnode.transport.admission import Offered
+from p2pnode.transport.exchange import Exchange, Terms
+from p2pnode.transport.link import Handler, Service
+from p2pnode.transport.messages import Run
+from p2pnode.transport.outgoing import Held
+from p2pnode.transport.parts import PartFile
+from p2pnode.transport.session import Session
+
+TRACKER, OTHER_TRACKER = "t1:5555", "t2:5555"
+ALICE, BOB, CAROL = (identity(n).peer_id for n in (1, 2, 3))
+PORT = 6000
+
+
+class Shelf:
+    """A library without models."""
+
+    def newest(self, peer: str) -> int:
+        return -1
+
+    def held(self) -> Sequence[Held]:
+        return ()
+
+    def part(self, offered: Offered) -> PartFile:
+        raise NotImplementedError
+
+    def file(self, offered: Offered, part: Path) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Wire:
+    """A host's network: notes when what was dialled; some hosts swallow every packet."""
+
+    network: Any
+    dials: list[tuple[float, Address]] = field(default_factory=list)
+    holes: set[str] = field(default_factory=set)
+
+    async def dial(self, address: Address, service: Service, expect: str | None = None) -> LabLink:
+        self.dials.append((trio.current_time(), address))
+        if address.host in self.holes:
+            await trio.sleep_forever()
+        link: LabLink = await self.network.dial(address, service, expect)
+        return link
+
+    async def listen(
+        self, address: Address, service: Service, handler: Handler, *, task_status: Any
+    ) -> None:
+        await self.network.listen(address, service, handler, task_status=task_status)
+
+
+class Station:
+    """One node as far as peers matter; it is its exchange's observer."""
+
+    def __init__(self, lab: Lab, number: int, nursery: trio.Nursery, schema: bytes) -> None:
+        self.peer, self.address = identity(number).peer_id, Address(f"10.0.0.{number}", PORT)
+        self.wire = Wire(lab.network(identity(number), self.address.host))
+        self.answering = {TRACKER, OTHER_TRACKER}
+        self.lines: list[str] = []
+        self._nursery, self._scope = nursery, trio.CancelScope()
+        self.exchange = Exchange(
+            self.peer,
+            Shelf(),
+            self,
+            clock=trio.current_time,
+            wall=trio.current_time,
+            fan_out=8,
+            max_peers=50,
+            chance=random.Random(number),
+        )
+        self.exchange.agree(Terms(Run("main", "mnist", schema, 1, ()), 1000))
+        self.peers = Peers(
+            self.wire,
+            self.exchange,
+            clock=trio.current_time,
+            chance=random.Random(number),
+            answering=lambda: self.answering,
+            log=lambda _level, line: self.lines.append(line),
+        )
+
+    async def start(self) -> None:
+        """Connect to others; nobody reaches us yet."""
+        await self._nursery.start(self.exchange.run)
+        await self._nursery.start(self.peers.run)
+
+    async def listen(self) -> None:
+        """From now on others reach us."""
+
+        async def life(*, task_status: trio.TaskStatus[Address]) -> None:
+            with self._scope:
+                await self.wire.listen(self.address, "peer", self._welcome, task_status=task_status)
+
+        await self._nursery.start(life)
+
+    async def _welcome(self, link: Any) -> None:
+        await self.exchange.serve(link)
+
+    def hang_up(self) -> None:
+        """End all sessions, and be out of reach."""
+        self._scope.cancel()
+        for session in self.exchange.sessions.values():
+            session.close("gone")
+
+    def hear_of(self, other: Station, *addresses: Address, tracker: str = TRACKER) -> None:
+        """A tracker tells where somebody is."""
+        record = PeerRecord(
+            swarm="main", seq=1, addresses=addresses or (other.address,), created=0.0
+        )
+        self.peers.joined(tracker, other.peer, record)
+
+    def state_of(self, other: Station) -> str | None:
+        """What is known of somebody."""
+        known = self.peers.known.get(other.peer)
+        return known.state if known else None
+
+    @property
+    def waits(self) -> list[float]:
+        """The times between dials."""
+        return [later - sooner for (sooner, _), (later, _) in pairwise(self.wire.dials)]
+
+    # -- Observer --------------------------------------------------------------------------------
+
+    def met(self, session: Session) -> None:
+        self.peers.met(session)
+
+    def parted(self, session: Session) -> None:
+        self.peers.parted(session)
+
+    def filed(self, offered: Offered) -> None: ...
+
+    def delivered(self, session: Session, held: Held) -> None: ...
+
+    def rejected(self, reason: str, peer: str, detail: str) -> None: ...
+
+    def refused(self, session: Session, reason: str, detail: str) -> None: ...
+
+
+def stage(
+    check: Callable[..., Awaitable[None]], count: int = 2, schemas: Sequence[bytes] = ()
+) -> None:
+    """Run a check with so many stations, started but not listening, in virtual time."""
+
+    async def main() -> None:
+        lab = Lab()
+        async with trio.open_nursery() as nursery:
+            stations = [
+                Station(lab, n, nursery, schemas[n - 1] if schemas else bytes(32))
+                for n in range(1, count + 1)
+            ]
+            for station in stations:
+                await station.start()
+            await check(lab, *stations)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+# ── connecting ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_dials_until_somebody_is_there() -> None:
+    """Each wait is about twice the one before, up to half a minute; then a session is in use."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob)
+        await trio.sleep(180)
+        assert alice.state_of(bob) == "connecting"
+        most = 2 * RETRY_FIRST
+        for wait in alice.waits:
+            assert most / 2 <= wait <= most
+            most = min(2 * most, RETRY_MOST)
+        assert len(alice.waits) >= 8
+        await bob.listen()
+        await trio.sleep(RETRY_MOST + 1)
+        assert alice.state_of(bob) == bob.state_of(alice) == "connected"
+        assert alice.peers.known[BOB].path == f"direct {bob.address}"
+
+    stage(check)
+
+
+def test_news_of_a_peer_end_the_wait() -> None:
+    """A peer that moved is dialled at its new address at once."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob, Address("10.0.0.99", PORT))
+        await trio.sleep(100)
+        await bob.listen()
+        alice.hear_of(bob)
+        await trio.sleep(0.1)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check)
+
+
+def test_the_first_address_that_answers_counts() -> None:
+    """Refused, silent and foreign addresses cost their time only, and are told once."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
+        await bob.listen()
+        await carol.listen()
+        hole = Address("10.0.0.98", PORT)
+        alice.wire.holes.add(hole.host)
+        alice.hear_of(bob, Address("10.0.0.97", PORT), hole, carol.address, bob.address)
+        await trio.sleep(DIAL_SECONDS - 1)
+        assert alice.state_of(bob) == "connecting"
+        await trio.sleep(2)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check, 3)
+
+
+def test_why_a_peer_cannot_be_reached_is_said_once() -> None:
+    """The log has one line for a peer that stays away, and another when the reason changes."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob)
+        await trio.sleep(300)
+        assert len(alice.lines) == 1
+        assert "10.0.0.2:6000: connection refused" in alice.lines[0]
+        alice.wire.holes.add(bob.address.host)
+        await trio.sleep(300)
+        assert len(alice.lines) == 2
+        assert "no answer in 5 s" in alice.lines[1]
+
+    stage(check)
+
+
+def test_both_dial_at_once() -> None:
+    """Two peers that hear of each other at the same moment have one session, over one link."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await alice.listen()
+        await bob.listen()
+        alice.hear_of(bob)
+        bob.hear_of(alice)
+        await trio.sleep(30)
+        assert alice.state_of(bob) == bob.state_of(alice) == "connected"
+        assert (len(alice.exchange.sessions), len(bob.exchange.sessions)) == (1, 1)
+        assert len(lab.links) == 2  # the two ends
+        assert not [line for line in alice.lines + bob.lines if "lost" in line]
+
+    stage(check)
+
+
+def test_our_own_record_is_not_dialled() -> None:
+    """A tracker that lists us to ourselves changes nothing."""
+
+    async def check(_lab: Lab, alice: Station) -> None:
+        await alice.listen()
+        alice.hear_of(alice)
+        await trio.sleep(60)
+        assert not alice.peers.known
+        assert not alice.wire.dials
+
+    stage(check, 1)
+
+
+def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker that makes up peers fills the table and no more; who leaves makes room."""
+    monkeypatch.setattr(module, "KNOWN_LIMIT", 5)
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        record = PeerRecord(swarm="main", seq=1, addresses=(), created=0.0)
+        made_up = [identity(n).peer_id for n in range(10, 20)]
+        for peer in made_up:
+            alice.peers.joined(TRACKER, peer, record)
+        await bob.listen()
+        await trio.sleep(10)
+        assert list(alice.peers.known) == made_up[:5]
+        assert alice.state_of(bob) is None
+        alice.peers.left(TRACKER, made_up[0])
+        alice.hear_of(bob)
+        await trio.sleep(10)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check)
+
+
+# ── losing ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def connect(alice: Station, bob: Station) -> None:
+    """Alice has dialled Bob, and it has held for a while."""
+    await bob.listen()
+    alice.hear_of(bob)
+    await trio.sleep(STEADY_SECONDS + 5)
+    assert alice.state_of(bob) == "connected"
+
+
+def test_a_lost_peer_is_dialled_again() -> None:
+    """Soon at first, later each time, and it is a session again after the outage."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await connect(alice, bob)
+        with lab.cut(bob.address.host):
+            lost = trio.current_time()
+            await trio.sleep(50)
+            assert alice.state_of(bob) == "lost"
+            first, *_ = [when for when, _ in alice.wire.dials if when > lost]
+            assert first - lost <= RETRY_FIRST
+            assert alice.waits[1:] == sorted(alice.waits[1:])
+            assert "lost" in alice.lines[0]
+        await trio.sleep(RETRY_MOST)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check)
+
+
+def test_a_peer_that_comes_by_itself_is_not_dialled() -> None:
+    """Whoever dialled, one session is enough; when it is lost, we dial."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await connect(alice, bob)
+        bob.hear_of(alice)
+        await trio.sleep(60)
+        assert not bob.wire.dials
+        bob.exchange.sessions[ALICE].close("for the test")
+        await trio.sleep(5)
+        assert bob.wire.dials
+
+    stage(check)
+
+
+def test_peers_of_different_runs_do_not_dial_in_a_loop() -> None:
+    """Each try is a session that ends at once; the waits grow all the same, on both sides."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        for one, other in [(alice, bob), (bob, alice)]:
+            await one.listen()
+            one.hear_of(other)
+        await trio.sleep(600)
+        assert len(alice.wire.dials) + len(bob.wire.dials) < 2 * 60
+        assert max(alice.waits[-3:]) > RETRY_MOST / 4
+
+    stage(check, schemas=[bytes(32), b"\1" * 32])
+
+
+@contextmanager
+def trackers_down(station: Station) -> Iterator[None]:
+    """No tracker answers."""
+    before, station.answering = station.answering, set()
+    try:
+        yield
+    finally:
+        station.answering = before
+
+
+def test_a_peer_that_left_is_forgotten() -> None:
+    """One that isn't connected at once, one that is when its session ends; no task stays."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
+        await connect(alice, bob)
+        alice.hear_of(carol)
+        alice.peers.left(TRACKER, CAROL)
+        alice.peers.left(TRACKER, BOB)
+        assert alice.state_of(carol) is None
+        await trio.sleep(300)
+        assert alice.state_of(bob) == "connected"
+        bob.hang_up()
+        await trio.sleep(1)
+        assert not alice.peers.known
+        dials = len(alice.wire.dials)
+        await trio.sleep(300)
+        assert len(alice.wire.dials) == dials
+
+    stage(check, 3)
+
+
+def test_a_peer_is_known_as_long_as_one_tracker_lists_it() -> None:
+    """Of two trackers the last one's word counts."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob)
+        alice.hear_of(bob, tracker=OTHER_TRACKER)
+        alice.peers.left(TRACKER, BOB)
+        await trio.sleep(300)
+        assert alice.state_of(bob) == "connecting"
+        alice.peers.left(OTHER_TRACKER, BOB)
+        assert alice.state_of(bob) is None
+
+    stage(check)
+
+
+def test_a_peer_that_no_tracker_lists() -> None:
+    """One that only came to us is forgotten with its session."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await connect(alice, bob)
+        assert bob.state_of(alice) == "connected"
+        alice.exchange.sessions[BOB].close("for the test")
+        await trio.sleep(0.1)
+        assert bob.state_of(alice) is None
+
+    stage(check)
+
+
+def test_the_trackers_are_down() -> None:
+    """Connected peers stay; who can't be reached is forgotten after a minute, by our own clock."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
+        await connect(alice, bob)
+        alice.hear_of(carol)
+        await trio.sleep(600)
+        assert alice.state_of(carol) == "connecting"
+        with trackers_down(alice):
+            await trio.sleep(FORGET_SECONDS - 2)
+            assert alice.state_of(carol) == "connecting"
+            await trio.sleep(4)
+            assert alice.state_of(carol) is None
+            await trio.sleep(3600)
+            assert alice.state_of(bob) == "connected"
+
+    stage(check, 3)
+
+
+def test_a_peer_that_dies_while_the_trackers_are_down() -> None:
+    """It is dialled for a minute, then forgotten."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await connect(alice, bob)
+        with trackers_down(alice):
+            bob.hang_up()
+            await trio.sleep(FORGET_SECONDS - 2)
+            assert alice.state_of(bob) == "lost"
+            await trio.sleep(4)
+            assert alice.state_of(bob) is None
+
+    stage(check)
+
+
+def test_our_own_network_was_away() -> None:
+    """After an outage in which all were forgotten the tracker has nothing new to tell; whom it
+    lists is known and connected again all the same."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await connect(alice, bob)
+        with lab.cut(alice.address.host), trackers_down(alice):
+            await trio.sleep(600)
+            assert not alice.peers.known
+        await trio.sleep(5)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check)
+
+
+def test_the_word_of_a_dead_tracker_does_not_count() -> None:
+    """A peer that only a tracker out of reach lists is forgotten while another tracker answers."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob, tracker=OTHER_TRACKER)
+        alice.answering = {TRACKER}
+        await trio.sleep(FORGET_SECONDS + 3)
+        assert alice.state_of(bob) is None
+
+    stage(check)
