@@ -190,7 +190,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise TaskError(f"--device {name} isn't there ({reason}); try --device auto") from error
+        raise TaskError(f"--device {name} isn't there ({reason}); try --device auto") from None
 
 
 def _mix(*parts: object) -> int:

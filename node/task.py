@@ -93,7 +93,12 @@ def _import(name: str) -> ModuleType:
     # `python -m` puts the current folder first on the path; a console script doesn't.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise TaskError(f"there is no module {error.name}") from None  # a slip of the pen
+        raise
 
 
 def _load_file(path: Path) -> ModuleType:
