@@ -114,6 +114,11 @@ class NodeProcess(Process):
         """Its peer ID."""
         return Identity.load(self.home.key).peer_id
 
+    def worker(self) -> int:
+        """Its training process; any of the daemon's threads may have started it."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return next(int(pid) for task in tasks for pid in task.read_text().split())
+
     def status(self) -> NodeStatus | None:
         """Its status; None while it isn't up."""
         try:
