@@ -141,8 +141,16 @@ async def _connect(address: Address) -> trio.SocketStream:
     except socket.gaierror as error:
         raise DialError(f"{address}: no such host ({error.strerror})") from None
     except OSError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise DialError(f"{address}: {(cause.strerror or str(error)).lower()}") from None
+        raise DialError(f"{address}: {_why_no_stream(error)}") from None
+
+
+def _why_no_stream(error: OSError) -> str:
+    """The first attempt's reason: trio tries all addresses of a name and groups their errors."""
+    cause = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    first = cause if isinstance(cause, OSError) else error
+    return (first.strerror or str(first)).lower()
 
 
 async def _dial_handshake(stream: trio.SocketStream, dialler: Dialler) -> Session:
