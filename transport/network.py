@@ -7,6 +7,7 @@ reaches NNG. Each refusal is counted by reason through `on_reject`.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -150,7 +151,7 @@ def _why_no_stream(error: OSError) -> str:
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     first = cause if isinstance(cause, OSError) else error
-    return (first.strerror or str(first)).lower()
+    return os.strerror(first.errno).lower() if first.errno else str(first)
 
 
 async def _dial_handshake(stream: trio.SocketStream, dialler: Dialler) -> Session:
