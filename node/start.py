@@ -25,6 +25,8 @@ CONTACT_SECONDS = 5.0
 ENOUGH = 3
 # No byte for this long: begin with what is here.
 STALL_SECONDS = 15.0
+# However the bytes trickle in: a gigabyte at 30 Mbit/s. Who is slower can't hold up the start.
+GATHER_SECONDS = 300.0
 # How often what others changed is looked at; a newcomer's start isn't worth more machinery.
 LOOK_SECONDS = 0.05
 
@@ -99,15 +101,18 @@ class Start:
     async def _gather(self) -> None:
         """As long as models come in, until there are enough."""
         progress, since = self._progress(), self._clock()
-        while self._more_to_come() and self._clock() - since < STALL_SECONDS:
-            await trio.sleep(LOOK_SECONDS)
-            if self._progress() != progress:
-                progress, since = self._progress(), self._clock()
+        with trio.move_on_after(GATHER_SECONDS):
+            while self._more_to_come() and self._clock() - since < STALL_SECONDS:
+                await trio.sleep(LOOK_SECONDS)
+                if self._progress() != progress:
+                    progress, since = self._progress(), self._clock()
 
     def _more_to_come(self) -> bool:
-        """Whether peers have models that are not here yet, and we have too few."""
-        senders = sum(s.hello is not None and s.hello.epoch > 0 for s in self._exchange.met())
-        return self._filed < min(senders, ENOUGH)
+        """Whether peers have newer models than are here, and of too few the newest is here."""
+        here = {held.peer: held.manifest.epoch for held in self._mailbox.models()}
+        there = {s.peer: s.hello.epoch for s in self._exchange.met() if s.hello and s.hello.epoch}
+        complete = sum(here.get(peer, 0) >= epoch for peer, epoch in there.items())
+        return complete < min(len(there), ENOUGH)
 
     def _progress(self) -> tuple[int, int]:
         coming = sum(i.download.bytes_here for i in self._exchange.incoming.values())
