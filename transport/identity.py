@@ -33,6 +33,16 @@ KEY_FILE_LIMIT: Final = 16 * 1024
 _PREFIX: Final = bytes.fromhex("002408011220")
 _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PEER_ID_LENGTH: Final = 52
+# The y coordinates of the points of order 1, 2, 4 and 8, in each way to write them; the same list
+# as libsodium's.
+_SMALL_ORDER: Final = frozenset(
+    y.to_bytes(KEY_SIZE, "little")
+    for y in (
+        *(0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18),
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+    )
+)
 _ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _PLAIN: Final = b"-----BEGIN PRIVATE KEY-----"
 
@@ -69,11 +79,19 @@ def short(peer_id: str) -> str:
 
 def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     """Whether this key made this Ed25519 signature of the data; any bytes may be asked."""
+    if _small_order(public_key):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _small_order(public_key: bytes) -> bool:
+    """Whether anybody could sign for this key: it would prove nothing."""
+    sign_cleared = public_key[:-1] + bytes([public_key[-1] & 0x7F]) if public_key else b""
+    return sign_cleared in _SMALL_ORDER
 
 
 @dataclass(frozen=True, slots=True)
