@@ -19,9 +19,11 @@ from .config import Config
 from .peers import Peers
 from .status import TrackerStatus
 
-# How often the machine's own address towards the trackers is looked at (DHCP, another Wi-Fi), and
-# how often until there is a first one.
-ADDRESS_SECONDS, FIRST_ADDRESS_SECONDS = 5.0, 0.2
+# How often the machine's own address towards the trackers is looked at (DHCP, another Wi-Fi).
+ADDRESS_SECONDS = 5.0
+# How often the trackers' sight of us is looked at: a newcomer can't be dialled before. A tracker
+# that sees us elsewhere each time makes us announce no faster.
+SIGHT_SECONDS = 0.5
 
 
 class Presence:
@@ -64,7 +66,8 @@ class Presence:
                 joined = partial(peers.joined, str(address))
                 left = partial(peers.left, str(address))
                 await nursery.start(client.run, self._record, joined, left)
-                nursery.start_soon(self._watch_address, address, client)
+                nursery.start_soon(self._watch_own_host, address)
+                nursery.start_soon(self._watch_sight, client)
             task_status.started()
             if not self._clients:
                 self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
@@ -103,16 +106,26 @@ class Presence:
             state = client.state
             yield TrackerStatus(str(state.address), state.status, state.detail, state.peers)
 
-    async def _watch_address(self, tracker: Address, client: TrackerClient) -> None:
-        """Guess our address anew when the machine's network changes, and announce it."""
+    async def _watch_own_host(self, tracker: Address) -> None:
+        """Look from which address we talk to a tracker: the machine may move."""
         while True:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
             own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
-            seen = client.state.seen.host if client.state.seen else None
-            news = [self._direct.saw(host) for host in (own, seen) if host]
-            if any(news):
+            self._saw(own)
+            await trio.sleep(ADDRESS_SECONDS)
+
+    async def _watch_sight(self, client: TrackerClient) -> None:
+        """Look where a tracker sees us."""
+        while True:
+            seen = client.state.seen
+            self._saw(seen.host if seen else None)
+            await trio.sleep(SIGHT_SECONDS)
+
+    def _saw(self, host: str | None) -> None:
+        """Announce a new address everywhere."""
+        if host is not None and self._direct.saw(host):
+            for client in self._clients.values():
                 client.refresh()
-            await trio.sleep(ADDRESS_SECONDS if self.addresses() else FIRST_ADDRESS_SECONDS)
 
     def _record(self) -> bytes:
         """A fresh signed peer record. Wall-clock numbers grow across restarts, too."""
