@@ -179,10 +179,8 @@ async def live(draw: Draw, *, console: Console) -> None:
         redirect_stderr=False,
     )
     try:
-        there = await _write(screen.start)
-        while there:
-            picture = draw(*console.size)
-            there = await _write(partial(screen.update, picture, refresh=True))
+        await _write(screen.start)
+        while await _write(partial(screen.update, draw(*console.size), refresh=True)):
             await trio.sleep(REDRAW)
     finally:
         with trio.move_on_after(LEAVE, shield=True):
