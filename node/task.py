@@ -97,7 +97,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise TaskError(f"there is no module {error.name}") from None  # a slip of the pen
+            raise TaskError(f"{name}: there is no module {error.name!r}") from None  # a slip of the pen
         raise
 
 
