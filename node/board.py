@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from ..transport.exchange import Exchange
 from ..transport.session import Session
@@ -30,6 +31,8 @@ from .status import (
 
 # Reasons are our own words, but a refusal's reason may come from the worker: keep the table small.
 REASONS_LIMIT = 32
+# Transfers shown: more than the tallest screen has lines for.
+TRANSFERS_LIMIT = 64
 # Rates are means over about this long: shorter jumps about, longer lags behind.
 RATE_SECONDS = 1.0
 
@@ -76,8 +79,8 @@ class Board:
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self.rejects: Counter[str] = Counter()
         self.weights: dict[str, float] = {}
-        self.averaged_seq: dict[str, int] = {}
         self.age = 0.0
+        self._seen: dict[str, int] = {}  # peer → the model of it that the worker looked at last
         self._dialled_in: set[str] = set()
         self._totals: Counter[tuple[str, str]] = Counter()  # bytes of sessions that are over
         self._rates: dict[tuple[str, str], Rate] = {}
@@ -121,7 +124,8 @@ class Board:
 
     def state(self, report: orders.State) -> None:
         """What the worker does now."""
-        self.training = replace(self.training, state=report.state, detail=report.detail)
+        eta = None if report.state == "finished" else self.training.eta
+        self.training = replace(self.training, state=report.state, detail=report.detail, eta=eta)
 
     def progress(self, report: orders.Progress) -> None:
         """The worker is so far."""
@@ -142,7 +146,10 @@ class Board:
     def epoch(self, report: orders.Epoch) -> None:
         """An epoch is done."""
         self.weights = {a.peer: a.weight for a in report.averaged}
-        self.averaged_seq |= {a.peer: a.seq for a in report.averaged}
+        if len(self._seen) > KNOWN_LIMIT:
+            self._seen.clear()
+        self._seen |= {a.peer: a.seq for a in report.averaged}
+        self._seen |= {r.peer: r.seq for r in report.refused}
         self.history.append(
             EpochStatus(
                 report.epoch, report.before, report.after, len(report.averaged), report.seconds
@@ -179,7 +186,7 @@ class Board:
             history=tuple(self.history),
             peers=tuple(self._peers(peers, exchange, mailbox, now)),
             mailbox=self._mailbox(mailbox),
-            transfers=tuple(self._transfers(exchange, now)),
+            transfers=tuple(islice(self._transfers(exchange, now), TRANSFERS_LIMIT)),
             events=tuple(self.events),
             rejects=tuple(sorted(self.rejects.items())),
         )
@@ -224,7 +231,7 @@ class Board:
 
     def _mailbox(self, mailbox: Mailbox) -> MailboxStatus:
         held = mailbox.models()
-        waiting = sum(h.manifest.seq > self.averaged_seq.get(h.peer, -1) for h in held)
+        waiting = sum(h.manifest.seq > self._seen.get(h.peer, -1) for h in held)
         size = sum(h.manifest.size for h in held)
         return MailboxStatus(len(held), size, self._facts.mailbox_models, waiting)
 
