@@ -187,7 +187,7 @@ def arrive(
         schema=weights.fingerprint(weights.schema(state)),
         size=size,
         chunk_size=chunk_size_for(size),
-        digests=bytes(32),
+        digests=bytes(32 * -(-size // chunk_size_for(size))),
         samples=1,
     )
     data = seal(identity, Kind.MANIFEST, manifest.to_bytes())

@@ -147,13 +147,13 @@ def test_any_file_of_tensors_is_not_a_checkpoint(tmp_path: Path) -> None:
 
 def test_an_optimizer_of_odd_things_is_named(tmp_path: Path) -> None:
     """What no file can hold is refused by its type; nested numbers and tuples are fine."""
-    state = {0: {"betas": (0.9, [1, None]), "name": "x", "on": True}}
+    state: dict[Any, Any] = {0: {"betas": (0.9, [1, None]), "name": "x", "on": True}}
     kept = Store(tmp_path, RUN)
     kept.write(replace(checkpoint(), optimizer=state))
     loaded, _ = kept.load()
     assert loaded is not None and loaded.optimizer == state
     with pytest.raises(WeightsError, match="has a object"):
-        kept.write(replace(checkpoint(), optimizer={0: object()}))
+        kept.write(replace(checkpoint(), optimizer={"0": object()}))
     assert not kept.path.with_suffix(".part").exists()
 
 

@@ -29,7 +29,7 @@ from p2pnode.node.orders import (
 )
 from p2pnode.transport.manifest import Scores
 
-GOLDEN = {
+GOLDEN: dict[bytes, Any] = {
     b'{"type": "Begin", "bootstrap": true}\n': Begin(True),
     b'{"type": "Threads", "threads": 2}\n': Threads(2),
     b'{"type": "State", "state": "testing", "detail": ""}\n': State("testing"),
@@ -69,8 +69,8 @@ def _values(kind: type) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{**floats, **tuples, **given_fields})
 
 
-KINDS = (*get_args(orders.Order), *get_args(orders.Report))
-anything = st.one_of([_values(kind) for kind in KINDS])
+KINDS: tuple[Any, ...] = (*get_args(orders.Order), *get_args(orders.Report))
+anything: st.SearchStrategy[Any] = st.one_of([_values(kind) for kind in KINDS])
 
 
 def _damaged(line: bytes) -> st.SearchStrategy[bytes]:
