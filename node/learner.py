@@ -176,8 +176,8 @@ class Learner:
             loss = self.task.loss(outputs, targets)
         with blame("correct() fails on the model's outputs"):
             self.task.correct(outputs, targets)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TaskError("loss() must return one number, the mean over the batch, as a tensor")
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise TaskError("loss() must return a scalar tensor, the mean over the batch")
 
 
 def choose_device(name: str) -> torch.device:

@@ -97,7 +97,8 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise TaskError(f"{name}: there is no module {error.name!r}") from None  # a slip of the pen
+            # A slip of the pen: nobody needs a traceback to see it.
+            raise TaskError(f"{name}: there is no module {error.name!r}") from None
         raise
 
 

@@ -295,7 +295,7 @@ def test_a_full_disk_does_not_stop_the_training(
         ({"task": "learning:NoData"}, TaskError, "NoData has no train_data"),
         ({"task": "learning:OddData"}, TaskError, "two tensors, inputs and targets"),
         ({"task": "learning:WrongShape"}, TaskError, "the model fails on its training data"),
-        ({"task": "learning:OddLoss"}, TaskError, r"loss\(\) must return one number"),
+        ({"task": "learning:OddLoss"}, TaskError, r"loss\(\) must return a scalar"),
         ({"task": "learning:Sparse"}, NodeError, "'table' is sparse"),
         ({"device": "cuda:99"}, TaskError, "--device cuda:99 isn't there"),
     ],

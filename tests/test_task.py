@@ -70,7 +70,7 @@ def test_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
         ("", "write mnist"),
         (":x", "write mnist"),
         ("x:", "write mnist"),
-        ("nowhere_at_all:task", "there is no module nowhere_at_all"),
+        ("nowhere_at_all:task", "nowhere_at_all: there is no module"),
         ("nothere.py:task", "there is no file nothere.py"),
         ("learning:absent", "'absent' in learning is not a p2pnode.node.task.Task"),
         ("learning:SAMPLES", "'SAMPLES' in learning is not"),
