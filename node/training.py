@@ -22,6 +22,7 @@ from ..transport.parts import digest_file
 from . import orders
 from .board import Board
 from .config import Config
+from .errors import HomeError
 from .home import cache_folder, fair_threads
 from .mailbox import Mailbox
 from .start import Start
@@ -125,7 +126,9 @@ class Training:
         """Cores ÷ local peers, as they come and go."""
         while True:
             await trio.sleep(SHARE_SECONDS)
-            fair = await trio.to_thread.run_sync(fair_threads)
+            fair = self._threads
+            with suppress(HomeError, OSError):  # the runtime folder goes when the user logs out
+                fair = await trio.to_thread.run_sync(fair_threads)
             if fair != self._threads:
                 self._threads = fair
                 self.trainer.order(orders.Threads(fair))
@@ -175,6 +178,8 @@ class Training:
         self._exchange.agree(self._terms)
         threads = f"{ready.threads} thread{'s' * (ready.threads != 1)}"
         self._log("info", f"ready: {ready.samples} samples on {ready.device}, {threads}")
+        if ready.threads != self._threads:  # changed since the setup, which a new worker gets again
+            self.trainer.order(orders.Threads(self._threads))
         self._ready.set()
 
     def _on_began(self, began: orders.Began) -> None:
@@ -182,8 +187,8 @@ class Training:
         if began.sources:
             names = ", ".join(short(peer) for peer in began.sources)
             self._log("info", f"starts from the average of {len(began.sources)} models: {names}")
-        elif began.epoch > 1:
-            self._log("info", f"goes on from the checkpoint, with epoch {began.epoch}")
+        elif began.epoch:
+            self._log("info", f"goes on from the checkpoint of epoch {began.epoch}")
 
     def _on_model(self, model: orders.Model) -> None:
         """Into the slot; one that still waits there is replaced."""
