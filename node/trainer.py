@@ -24,6 +24,10 @@ from .errors import TaskError, WorkerCrashed, WorkerProtocolError
 from .orders import LINE_LIMIT, Failed, Finished, Order, Report, Setup, parse_report, to_line
 
 COMMAND = (sys.executable, "-m", "p2pnode.node.worker")
+# glibc gives large blocks back to the kernel at once and asks for them again in the next batch: the
+# page faults take more time than testing the model (measured: 2.6 × the CPU seconds). With these
+# thresholds it keeps them. Other C libraries don't read them; the user's own values win.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 # Crashes in a row that are forgiven: out of memory may pass, a broken task won't.
 RESTARTS = 3
 # A worker that lived so long has earned its forgiveness anew.
@@ -102,6 +106,7 @@ class Trainer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # Ctrl-C in the terminal is ours to deal with; and its children end with it.
+            env=MALLOC | os.environ,
             start_new_session=True,
         )
         self._orders, receive = trio.open_memory_channel[Order](ORDERS_LIMIT)
