@@ -222,6 +222,7 @@ class Session:
 
     def _restore(self) -> None:
         """Go back to the last checkpoint, or to the first weights where there is none."""
+        self._settle()
         checkpoint, trouble = self._store.load()
         if trouble:
             self._daemon.report(State("loading", _line(f"checkpoint: {trouble}")))
