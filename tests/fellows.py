@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
+import trio._core._run as scheduler
 import trio.testing
 from models import NOW, SCHEMA, manifest, sealed
 
@@ -29,6 +30,7 @@ from p2pnode.node.mailbox import Mailbox
 from p2pnode.transport import messages
 from p2pnode.transport.address import Address
 from p2pnode.transport.admission import Offered
+from p2pnode.transport.envelope import Kind, peek
 from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.exchange import Exchange, Terms
 from p2pnode.transport.link import Link, Network, Piece
@@ -45,6 +47,15 @@ CHUNK = CHUNK_LEAST
 PATIENCE = 3600.0
 
 M = TypeVar("M", bound=Message)
+
+
+def foreign(author: int, seq: int, folder: Path, **fields: Any) -> Held:
+    """A model of a peer that isn't here, to stock somebody with."""
+    path = folder / f"{author}-{seq}"
+    path.write_bytes(noise(1000 * author + seq, 3.5))
+    described = manifest(path.read_bytes(), seq=seq, **fields)
+    envelope = sealed(author, described)
+    return Held(envelope, peek(envelope).id, identity(author).peer_id, described, path)
 
 
 def noise(seed: int, chunks: float = 20.5) -> bytes:
@@ -101,14 +112,18 @@ class Fellow:
     # -- doing ---------------------------------------------------------------------------------
 
     async def welcome(self, link: Link) -> None:
-        self.ends.append(await self.exchange.serve(link))
+        self._note(self.ends, await self.exchange.serve(link))
 
     async def dial(self, other: Fellow) -> None:
         """Dial another peer and wait until both have met."""
-        link = await self.network.dial(other.address, "peer", other.me)
-        self.nursery.start_soon(self._serve, link)
+        await self.dial_only(other)
         await self.until(lambda: self.agreed_with(other))
         await other.until(lambda: other.agreed_with(self))
+
+    async def dial_only(self, other: Fellow) -> None:
+        """Dial another peer, whatever comes of it."""
+        link = await self.network.dial(other.address, "peer", other.me)
+        self.nursery.start_soon(self._serve, link)
 
     async def _serve(self, link: Link) -> None:
         try:
@@ -122,6 +137,20 @@ class Fellow:
         path = self.folder / "outbox" / f"{seq}.safetensors"
         path.write_bytes(data)
         return self.mailbox.publish(path, sealed(self.number, manifest(data, seq=seq, **fields)))
+
+    def stock(self, model: Held) -> Held:
+        """Another peer's model came in earlier."""
+        part = self.folder / "stocked"
+        part.write_bytes(model.path.read_bytes())
+        verified = peek(model.envelope).verify(Kind.MANIFEST)
+        self.mailbox.file(Offered(verified, model.manifest), part)
+        return self.have(model.id)
+
+    def have(self, model: bytes) -> Held:
+        """The held model with this ID."""
+        found = self.exchange.find(model)
+        assert found is not None
+        return found
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for events until this is so."""
@@ -138,9 +167,10 @@ class Fellow:
         return other.me in self.exchange.sessions and self.session(other).agreed
 
     def holds(self, model: Held) -> bool:
-        """Whether this very model is here, byte for byte."""
+        """Whether this very model came in and is here, byte for byte."""
         here = self.exchange.find(model.id)
-        return here is not None and here.path.read_bytes() == model.path.read_bytes()
+        came = here is not None and model.id in self.filed_models
+        return came and held_bytes(here) == held_bytes(model)
 
     @property
     def counts(self) -> Counter[str]:
@@ -171,6 +201,11 @@ class Fellow:
 
     def refused(self, session: Session, reason: str, detail: str) -> None:
         self._note(self.refusals, (reason, session.peer, detail))
+
+
+def held_bytes(model: Held | None) -> bytes | None:
+    """The bytes of a model on disk."""
+    return model.path.read_bytes() if model else None
 
 
 @asynccontextmanager
@@ -250,6 +285,13 @@ async def rogue(lab: Lab, number: int, victim: Fellow, *, greets: bool = True) -
     return made
 
 
-def virtual(main: Callable[..., Any], *arguments: Any) -> None:
-    """Run in virtual time (with conftest's `inline_threads`)."""
+def virtual(main: Callable[..., Any], *arguments: Any, schedule: int = 0) -> None:
+    """Run in virtual time (with conftest's `inline_threads`).
+
+    Which of the tasks that could go on goes first is drawn anew for each `schedule`, and the same
+    in every run.
+    """
+    # As pytest-trio does for hypothesis; both names are private to trio.
+    vars(scheduler)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
+    scheduler._r.seed(schedule)
     trio.run(main, *arguments, clock=trio.testing.MockClock(autojump_threshold=0))

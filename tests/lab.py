@@ -6,14 +6,14 @@ Faults are context managers, so that a test reads as what happens to the network
 
     with lab.cut("10.0.0.1"): …          links of that host are lost, dialling it fails
     with lab.slow(0.5): …                every frame takes half a second
-    with lab.corrupt(): …                model bytes are altered on the way
+    with lab.corrupt("10.0.0.1"): …      model bytes that this host sends are altered on the way
     with lab.silent("10.0.0.1"): …       frames from that host vanish, nothing is closed
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,9 @@ class LabLink:
         await self._send(bytes(message))
 
     async def send_piece(self, piece: Piece) -> None:
-        body = self.lab.alter(bytes(piece.body))
+        body = bytes(piece.body)
+        if self.host in self.lab.corrupted:
+            body = bytes([body[0] ^ 1]) + body[1:]
         await self._send(Piece(piece.transfer, piece.chunk, piece.offset, body))
 
     async def _send(self, frame: Frame) -> None:
@@ -106,8 +108,8 @@ class Lab:
     links: set[LabLink] = field(default_factory=set)
     cut_hosts: set[str] = field(default_factory=set)
     mute: set[str] = field(default_factory=set)
+    corrupted: set[str] = field(default_factory=set)
     delay: float = 0.0
-    alter: Callable[[bytes], bytes] = staticmethod(lambda body: body)
     next_port: int = 40000
 
     def network(self, identity: Identity, host: str = "10.0.0.1") -> LabNetwork:
@@ -144,13 +146,12 @@ class Lab:
             self.mute.discard(host)
 
     @contextmanager
-    def corrupt(self) -> Iterator[None]:
-        before = self.alter
-        self.alter = lambda body: bytes([body[0] ^ 1]) + body[1:]
+    def corrupt(self, host: str) -> Iterator[None]:
+        self.corrupted.add(host)
         try:
             yield
         finally:
-            self.alter = before
+            self.corrupted.discard(host)
 
 
 @dataclass
