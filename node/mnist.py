@@ -1,9 +1,8 @@
 """The MNIST task of the prototype: its network, its data, and where the data lie.
 
 Strategy: the package carries the four files of MNIST, packed. They are unpacked once into the
-cache folder, in torchvision's layout (MNIST/raw), so torchvision.datasets.MNIST reads them too;
-reading them here costs ten lines and saves the 160 MB of memory that importing torchvision takes.
-Only this shard's images are read, into one tensor that is normalised once, in place.
+cache folder, in torchvision's layout (MNIST/raw), and torchvision.datasets.MNIST reads them. This
+shard's images become one tensor that is normalised once; batches only index it.
 
 Data: Y. LeCun and C. Cortes, CC BY-SA 3.0 (data/mnist/LICENSE.md); format: IDX,
 https://yann.lecun.com/exdb/mnist/. Network: https://github.com/pytorch/examples/tree/main/mnist
@@ -18,7 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import IO, Final, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +27,9 @@ from .task import Place, Task
 PACKED: Final = Path(__file__).parent / "data" / "mnist"
 TRAIN: Final = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST: Final = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+RAW: Final = Path("MNIST") / "raw"
+"""Where torchvision looks below its root."""
 
 MEAN: Final = 0.1307
 STD: Final = 0.3081
@@ -68,11 +69,11 @@ class Mnist(Task):
 
     def train_data(self, place: Place) -> tuple[Tensor, Tensor]:
         """Return this shard's images (n, 1, 28, 28) and labels (n)."""
-        return _read(folder(place), TRAIN, place.shard)
+        return _read(folder(place), place.shard, train=True)
 
     def test_data(self, place: Place) -> tuple[Tensor, Tensor]:
         """Return the test images and labels."""
-        return _read(folder(place), TEST, Shard())
+        return _read(folder(place), Shard(), train=False)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean negative log-likelihood."""
@@ -83,32 +84,31 @@ class Mnist(Task):
 
 
 def folder(place: Place) -> Path:
-    """Return the folder with the four unpacked files; unpack them first if need be.
+    """Return torchvision's root: the four unpacked files are in its MNIST/raw; unpack if need be.
 
     Raises TaskError if --data-dir has not all of them, or the package's own are damaged.
     """
     if place.data_dir is None:
-        return _unpack_packaged(place.cache / "MNIST" / "raw")
+        return _unpack_packaged(place.cache)
     files = _find(place.data_dir)
-    if all(file.name in TRAIN + TEST for file in files.values()):
-        return next(iter(files.values())).parent
+    if all(file == place.data_dir / RAW / name for name, file in files.items()):
+        return place.data_dir
     # A cache of its own, renewed when a file changes.
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
     name = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
-    raw = place.cache / f"data-{name}" / "MNIST" / "raw"
+    root = place.cache / f"data-{name}"
     for name, file in files.items():
-        if not (raw / name).exists():
-            _unpack(file, raw / name)
-    return raw
+        if not (root / RAW / name).exists():
+            _unpack(file, root / RAW / name)
+    return root
 
 
 def _find(data_dir: Path) -> dict[str, Path]:
     """Find each of the four files, plain, .gz or .xz, in a folder or in its MNIST/raw."""
     if not data_dir.is_dir():
         raise TaskError(f"--data-dir {data_dir} is not a folder")
-    for home in (data_dir / "MNIST" / "raw", data_dir):
+    for home in (data_dir / RAW, data_dir):
         found = {name: file for name in TRAIN + TEST if (file := _variant(home, name))}
-        # All plain ones lie side by side, or they get a folder where they do.
         if len(found) == len(TRAIN + TEST):
             return found
     missing = ", ".join(name for name in TRAIN + TEST if name not in found)
@@ -120,13 +120,14 @@ def _variant(home: Path, name: str) -> Path | None:
     return next((file for file in variants if file.is_file()), None)
 
 
-def _unpack_packaged(raw: Path) -> Path:
+def _unpack_packaged(root: Path) -> Path:
     """Unpack the package's files where they are missing or damaged, and check what comes out."""
+    raw = root / RAW
     for line in (PACKED / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
         if not (raw / name).exists() or _sha256(raw / name) != digest:
             _unpack(PACKED / f"{name}.xz", raw / name, digest)
-    return raw
+    return root
 
 
 def _unpack(source: Path, target: Path, digest: str | None = None) -> None:
@@ -162,29 +163,19 @@ def _sha256(path: Path) -> str:
 # ── reading them ─────────────────────────────────────────────────────────────────────────────
 
 
-def _read(raw: Path, names: tuple[str, str], shard: Shard) -> tuple[Tensor, Tensor]:
-    images = _read_idx(raw / names[0], (SIDE, SIDE), shard)
-    labels = _read_idx(raw / names[1], (), shard)
-    if len(images) != len(labels):
-        raise TaskError(f"{raw}: {len(images)} images but {len(labels)} labels in {names[0]}")
-    scaled = images.float().div_(255).sub_(MEAN).div_(STD)
-    return scaled.unsqueeze(1), labels.long()
+def _read(root: Path, shard: Shard, *, train: bool) -> tuple[Tensor, Tensor]:
+    """Let torchvision read; keep this shard's images, normalised once. Raises TaskError."""
+    from torchvision.datasets import MNIST  # takes a second and 160 MB: only this task pays it
 
-
-def _read_idx(path: Path, item: tuple[int, ...], shard: Shard) -> Tensor:
-    """Read this shard's items of an IDX file of bytes, (n, *item). Raises TaskError."""
-    dimensions = 1 + len(item)
-    with path.open("rb") as file:
-        header = file.read(4 + 4 * dimensions)
-        samples, rest = int.from_bytes(header[4:8]), header[8:]
-        nbytes = len(header) + samples * SIDE ** len(item)
-        whole = nbytes == os.fstat(file.fileno()).st_size
-        shape = b"".join(side.to_bytes(4) for side in item)
-        if header[:4] != bytes((0, 0, 8, dimensions)) or rest != shape or not whole:
-            raise TaskError(f"{path} doesn't hold {'×'.join(map(str, ('N', *item)))} bytes in IDX")
-        part = shard.of(samples)
-        count = part.stop - part.start
-        data = torch.empty((count, *item), dtype=torch.uint8)
-        file.seek(len(header) + part.start * SIDE ** len(item))
-        file.readinto(data.numpy().data.cast("B"))
-    return data
+    try:
+        data = MNIST(str(root), train=train)
+        images, labels = data.data, data.targets
+        fits = images.shape == (len(labels), SIDE, SIDE)
+    except (RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
+        why = str(error) or type(error).__name__
+        raise TaskError(f"{root / RAW} can't be read as MNIST: {why}") from None
+    if not fits:
+        raise TaskError(f"{root / RAW} holds {len(images)} images but {len(labels)} labels")
+    part = shard.of(len(labels))
+    scaled = images[part].float().div_(255).sub_(MEAN).div_(STD)
+    return scaled.unsqueeze(1), labels[part].long().clone()
