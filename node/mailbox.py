@@ -66,7 +66,7 @@ class Mailbox:
             self._sweep_parts(offered.envelope.peer_id, path)
         size, free = offered.manifest.size, shutil.disk_usage(self._parts).free
         if free < size + RESERVE:
-            raise Refusal(DISK, f"{size} bytes don't fit: {free} bytes are free on the disk")
+            raise Refusal(DISK, f"{size} bytes don't fit: {free} are free, {RESERVE} of them kept")
         return PartFile(path, offered.manifest)
 
     def file(self, offered: Offered, part: Path) -> None:

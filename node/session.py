@@ -175,7 +175,7 @@ class Session:
         try:
             weights.save(path, self._learner.state())
         except OSError as error:
-            self._daemon.report(State("training", _line(f"this model isn't sent: {error}")))
+            self._trouble("training", "this model isn't sent", error)
             return
         position = self._position
         self._position = replace(position, parents=())
@@ -212,13 +212,17 @@ class Session:
         try:
             self._store.write(self._learner.checkpoint(self._position))
         except OSError as error:
-            self._daemon.report(State("averaging", _line(f"no checkpoint: {error}")))
+            self._trouble("averaging", "no checkpoint", error)
 
     def _settle(self) -> None:
         try:
             self._store.wait()
         except OSError as error:
-            self._daemon.report(State("averaging", _line(f"no checkpoint: {error}")))
+            self._trouble("averaging", "no checkpoint", error)
+
+    def _trouble(self, state: str, what: str, error: OSError) -> None:
+        """The disk is full, or the like: it costs a file, not the training."""
+        self._daemon.report(State(state, _line(f"{what}: {error.strerror or error}")))
 
     def _restore(self) -> None:
         """Go back to the last checkpoint, or to the first weights where there is none."""

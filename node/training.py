@@ -110,7 +110,8 @@ class Training:
             except OSError as error:
                 self._mailbox.discard(model.path)
                 self._board.reject("disk")
-                self._log("error", f"the model of epoch {model.epoch} isn't sent: {error}")
+                why = error.strerror or error
+                self._log("error", f"the model of epoch {model.epoch} isn't sent: {why}")
             await trio.sleep(PUBLISH_SECONDS)
 
     async def _publish_one(self, model: orders.Model) -> None:
