@@ -193,7 +193,7 @@ class Board:
 
     def _reachability(self) -> str:
         count = len(self._dialled_in)
-        return f"reached by {count} peer{'s' * (count != 1)}" if count else "not known yet"
+        return f"reached by {count} peer{'s' * (count != 1)}" if count else "nobody came in yet"
 
     def _peers(
         self, peers: Peers, exchange: Exchange, mailbox: Mailbox, now: float

@@ -104,7 +104,8 @@ class Presence:
         """The trackers, for the screen."""
         for client in self._clients.values():
             state = client.state
-            yield TrackerStatus(str(state.address), state.status, state.detail, state.peers)
+            detail = state.detail.removeprefix(state.status).removeprefix(", ")
+            yield TrackerStatus(str(state.address), state.status, detail, state.peers)
 
     async def _watch_own_host(self, tracker: Address) -> None:
         """Look from which address we talk to a tracker: the machine may move."""

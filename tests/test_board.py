@@ -269,7 +269,7 @@ def test_a_peer_s_model_and_weight() -> None:
 def test_reachability() -> None:
     """Only peers that dialled us show that we can be reached, each once."""
     node = Node()
-    assert node.status().reachability == "not known yet"
+    assert node.status().reachability == "nobody came in yet"
     for number, dialled in [(1, True), (2, False), (2, False)]:
         session: Any = Session(peer_id(number), dialled)
         node.board.met(session)
