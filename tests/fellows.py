@@ -255,13 +255,14 @@ class Rogue:
 
     async def hear(self, kind: type[M]) -> M:
         """The next message of this kind; pings are answered, others skipped."""
-        while True:
-            frame = await self.link.receive_any()
-            message = None if isinstance(frame, Piece) else messages.from_bytes(frame)
-            if isinstance(message, kind):
-                return message
-            if isinstance(message, Ping):
-                await self.say(Pong(message.number))
+        with trio.fail_after(PATIENCE):
+            while True:
+                frame = await self.link.receive_any()
+                message = None if isinstance(frame, Piece) else messages.from_bytes(frame)
+                if isinstance(message, kind):
+                    return message
+                if isinstance(message, Ping):
+                    await self.say(Pong(message.number))
 
     async def greet(self, run: Run = RUN) -> None:
         """Say hello and hear one."""

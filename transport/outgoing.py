@@ -72,11 +72,11 @@ class Outgoing:
 
     def next(self) -> OpenUpload | None:
         """The next upload with credit, in turn. Only from the task that reads."""
+        for transfer in [t for t, entry in self.open.items() if entry.upload.done]:
+            self.end(transfer)
         self._close_files()
-        for transfer, entry in list(self.open.items()):
-            if entry.upload.done:
-                self.end(transfer)
-            elif entry.upload.ready:
+        for transfer, entry in self.open.items():
+            if entry.upload.ready:
                 self.open[transfer] = self.open.pop(transfer)  # to the end of the turn
                 return entry
         return None
