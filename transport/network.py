@@ -81,8 +81,8 @@ class TcpNetwork:
         stream = await _connect(address)
         try:
             session = await _dial_handshake(stream, Dialler(self._identity, service, expect))
-            return _to_link(stream, session, dialled=True)
-        except (trio.BrokenResourceError, OSError):
+            return await _to_link(stream, session, dialled=True)
+        except (trio.BrokenResourceError, LinkClosed, OSError):
             raise HandshakeError("the other end closed during the handshake") from None
         finally:
             await trio.aclose_forcefully(stream)
@@ -119,7 +119,7 @@ class TcpNetwork:
             self._check_room(host)
             with trio.fail_after(HANDSHAKE_SECONDS):
                 session = await _accept_handshake(stream, Acceptor(self._identity, service, None))
-            return _to_link(stream, session, dialled=False)
+                return await _to_link(stream, session, dialled=False)
         except (HandshakeError, LinkClosed, OSError, trio.BrokenResourceError) as error:
             self._on_reject(f"handshake: {error}" if str(error) else "handshake: broken off")
         except trio.TooSlowError:
@@ -174,11 +174,17 @@ async def _accept_handshake(stream: trio.SocketStream, acceptor: Acceptor) -> Se
     return acceptor.finish(await _read_exactly(stream, PROOF_SIZE))
 
 
-def _to_link(stream: trio.SocketStream, session: Session, *, dialled: bool) -> NngLink:
-    """Give the socket to NNG; the stream is empty afterwards."""
+async def _to_link(stream: trio.SocketStream, session: Session, *, dialled: bool) -> NngLink:
+    """Give the socket to NNG, and wait until both ends have; the stream is empty afterwards."""
     tune(stream.socket)
     remote = _address(stream.socket.getpeername())
-    return NngLink(stream.socket.detach(), session, remote, dialled)
+    link = NngLink(stream.socket.detach(), session, remote, dialled)
+    try:
+        await link.opened()
+    except BaseException:
+        await link.aclose()
+        raise
+    return link
 
 
 def _why_no_listener(address: Address, error: OSError) -> str:
