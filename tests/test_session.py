@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from learning import FakeDaemon, Tiny, arrive, filled, fresh, peer, settle, setup, train
-from torch import Tensor
+from torch import Tensor, nn
 
+from p2pnode.node import learner as learner_module
 from p2pnode.node import session, weights
 from p2pnode.node.errors import CheckpointError, NodeError, ShardError, TaskError
 from p2pnode.node.learner import WORST_LOSS, Learner, choose_device
@@ -348,6 +349,49 @@ def test_the_loss_is_the_mean_over_samples(tmp_path: Path) -> None:
     assert scores.loss == pytest.approx(float(tested.task.loss(outputs, tested.test_targets)))
     right = (outputs.argmax(1) == tested.test_targets).float().mean()
     assert scores.accuracy == pytest.approx(float(right))
+
+
+class Rows(Tiny):
+    """Gives outputs of another form than one row a sample, or the usual ones."""
+
+    transposed = False
+
+    def model(self) -> nn.Module:
+        """Return a network that may turn its output on its side."""
+        net = super().model()
+        return nn.Sequential(net, Turn()) if self.transposed else net
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the usual loss; `outputs` must be those of the whole batch."""
+        return super().loss(outputs.T if self.transposed else outputs, targets)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Count the usual way."""
+        return super().correct(outputs.T if self.transposed else outputs, targets)
+
+
+class Turn(nn.Module):
+    """Rows become columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, classes) → (classes, N)."""
+        return x.T
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_test_batch_is_computed_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transposed: bool
+) -> None:
+    """Slices save memory and change nothing that is reported, whatever form the outputs have."""
+    task = Rows()
+    task.transposed = transposed
+    place = Place(Shard(), tmp_path)
+    whole = Learner(task, place, device="cpu", seed=1, lr=1.0, batch=16, test=48)
+    expected = whole.test()
+    monkeypatch.setattr(learner_module, "TEST_SLICE", 7)
+    sliced = whole.test()
+    assert sliced.accuracy == expected.accuracy
+    assert sliced.loss == pytest.approx(expected.loss, rel=1e-6)
 
 
 def test_a_loss_that_overflows_is_the_worst_there_is(tmp_path: Path) -> None:
