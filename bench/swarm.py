@@ -64,11 +64,11 @@ def swarm(folder: Path, flags: Sequence[Sequence[str]]) -> Iterator[list[Node]]:
 
 def processes(pid: int) -> list[int]:
     """A process and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    try:
-        return [pid, *(p for child in children.read_text().split() for p in processes(int(child)))]
+    try:  # any of its threads may have started a child
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except (FileNotFoundError, ProcessLookupError):
         return []
+    return [pid, *(p for text in lists for child in text.split() for p in processes(int(child)))]
 
 
 def start(log: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
