@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from lab import Lab, identity
 
+from lab import Lab, identity
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import (
     DialError,
@@ -29,16 +29,19 @@ Maker = Callable[[], tuple[Network, Network]]
 
 
 def tcp() -> tuple[Network, Network]:
+    """Alice's and Bob's real networks."""
     return TcpNetwork(ALICE), TcpNetwork(BOB)
 
 
 def lab() -> tuple[Network, Network]:
+    """Theirs in a laboratory."""
     lab = Lab()
     return lab.network(ALICE, "127.0.0.1"), lab.network(BOB, "127.0.0.1")
 
 
 @pytest.fixture(params=[tcp, lab])
 def networks(request: Any) -> tuple[Network, Network]:
+    """Both kinds, one after the other."""
     made: tuple[Network, Network] = request.param()
     return made
 
@@ -94,6 +97,7 @@ def test_messages_arrive_whole_and_in_order(networks: Any) -> None:
 
 
 async def send_all(link: Link, messages: list[bytes]) -> None:
+    """All of them, in order."""
     for message in messages:
         await link.send(message)
 
@@ -188,6 +192,7 @@ def test_the_wrong_peer_is_not_accepted(networks: Any) -> None:
 
 
 async def forget(link: Link) -> None:
+    """A handler that hangs up."""
     await link.aclose()
 
 
@@ -209,7 +214,7 @@ def test_nobody_there(networks: Any) -> None:
     """Dialling where nobody listens is a DialError that names the address."""
 
     async def main() -> None:
-        with pytest.raises(DialError, match="127.0.0.1:9"):
+        with pytest.raises(DialError, match=r"127\.0\.0\.1:9"):
             await networks[0].dial(Address("127.0.0.1", 9), "peer")
 
     trio.run(main)
@@ -296,6 +301,9 @@ def test_keepalive_is_set_for_five_seconds() -> None:
 
     with socket.socket() as sock:
         tune(sock)
-        get = lambda name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))  # noqa: E731
+
+        def get(name: str) -> int:
+            return sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+
         assert get("TCP_KEEPIDLE") + get("TCP_KEEPINTVL") * get("TCP_KEEPCNT") <= 5
         assert get("TCP_USER_TIMEOUT") <= 5000

@@ -17,8 +17,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-import trio
-
 from .address import Address
 from .envelope import ENVELOPE_LIMIT
 from .errors import WireError
@@ -61,7 +59,8 @@ def read_piece(frame: memoryview, owner: object = None) -> Piece:
 class Link(Protocol):
     """One authenticated connection; messages arrive whole and in order, or the link is lost.
 
-    One task sends and one task receives; after LinkClosed only `aclose` is of use.
+    One task sends and one task receives. After LinkClosed, or a send that was cancelled (its number
+    is used up), only `aclose` is of use.
     """
 
     @property
@@ -112,6 +111,3 @@ class Network(Protocol):
 
         A link is closed when its handler returns. Raises ListenError when the port is taken.
         """
-
-
-TaskStatus: TypeAlias = "trio.TaskStatus[Address]"

@@ -70,13 +70,16 @@ class Want:
     """Offer me the newest models that you hold, your own and others'."""
 
 
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Fetch:
     """Send these chunks, as (first, count) ranges, as transfer number so and so."""
 
     transfer: int
     model: bytes  # envelope ID
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
     credit: int  # pieces that may be sent now
 
 

@@ -26,6 +26,7 @@ from .messages import (
     Offer,
     Ping,
     Pong,
+    Ranges,
     Reject,
     Stop,
     Want,
@@ -179,12 +180,12 @@ class Session:
             del self._unanswered[next(iter(self._unanswered))]
         self.say(Offer(held.envelope))
 
-    def fetch(self, sink: Sink, model: bytes, ranges: Any, credit: int) -> int:
+    def fetch(self, sink: Sink, model: bytes, ranges: Ranges, credit: int) -> int:
         """Ask for chunks of a model; its pieces go to the sink. Gives the transfer number."""
         transfer = self._sinks.open(sink)
         if self.ending:
             self._sinks.gone(transfer)
-        self.say(Fetch(transfer, model, tuple(ranges), credit))
+        self.say(Fetch(transfer, model, ranges, credit))
         return transfer
 
     def forget(self, transfer: int, *, stop: bool) -> None:
