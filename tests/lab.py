@@ -52,6 +52,9 @@ class LabLink:
             raise WireError(f"a control message of {len(message)} bytes")
         await self._send(bytes(message))
 
+    def room(self, transfer: int, chunk: int, offset: int, length: int) -> Piece:
+        return Piece(transfer, chunk, offset, memoryview(bytearray(length)))
+
     async def send_piece(self, piece: Piece) -> None:
         body = bytes(piece.body)
         if self.host in self.lab.corrupted:

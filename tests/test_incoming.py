@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_a_model_that_can_t_be_read_ends_its_upload(
                 if damage == "shorter":
                     model.path.write_bytes(b"short")
                 else:
-                    patch.setattr("p2pnode.transport.outgoing.os.pread", broken)
+                    patch.setattr("p2pnode.transport.outgoing.os.preadv", broken)
                 alice.exchange.announce(model)
                 await trio.sleep(1)
                 assert bob.exchange.incoming == {}
@@ -150,6 +151,35 @@ def test_a_model_that_can_t_be_read_ends_its_upload(
             await bob.until(lambda: bob.holds(newer))
             assert not alice.rejects
             assert not bob.rejects
+
+    virtual(main)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what it has in memory")
+@pytest.mark.parametrize("cached", [None, 1000])
+def test_a_model_that_isn_t_in_memory_is_read_by_a_thread(
+    tmp_path: Path, cached: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel would have to wait for the disk, the sending task doesn't."""
+    read = os.preadv
+    waited: list[int] = []
+
+    def preadv(file: int, buffers: list[memoryview], position: int, flags: int = 0) -> int:
+        if not flags:
+            waited.append(position)
+            return read(file, buffers, position)
+        if cached is None:
+            raise BlockingIOError
+        return read(file, [buffer[:cached] for buffer in buffers], position, flags)
+
+    async def main() -> None:
+        async with fellows(Lab(), tmp_path, 2) as (alice, bob):
+            await bob.dial(alice)
+            model = alice.publish(1)
+            monkeypatch.setattr("p2pnode.transport.outgoing.os.preadv", preadv)
+            alice.exchange.announce(model)
+            await bob.until(lambda: bob.holds(model))
+            assert len(waited) == model.manifest.chunks
 
     virtual(main)
 

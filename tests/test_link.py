@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -116,6 +116,25 @@ def test_pieces_arrive_between_control_messages(networks: Any) -> None:
         assert (piece.transfer, piece.chunk, piece.offset) == (7, 3, 1 << 20)
         assert bytes(piece.body) == body
         assert await there.receive_any() == b"after"
+
+    with_link(networks, check)
+
+
+def test_a_piece_filled_in_its_room_arrives(networks: Any) -> None:
+    """A sender may write model bytes where the network will read them."""
+    body = os.urandom(PIECE_LIMIT)
+
+    async def check(here: Link, there: Link) -> None:
+        for length in (1, 1000, PIECE_LIMIT):
+            room = here.room(7, 3, 1 << 20, length)
+            assert len(room.body) == length
+            cast(memoryview, room.body)[:] = body[:length]
+            await here.send_piece(room)
+            piece = await there.receive_any()
+            assert isinstance(piece, Piece)
+            assert (piece.transfer, piece.chunk, piece.offset) == (7, 3, 1 << 20)
+            assert bytes(piece.body) == body[:length]
+        here.room(7, 3, 0, PIECE_LIMIT)  # one that isn't sent is nobody's business
 
     with_link(networks, check)
 

@@ -78,6 +78,9 @@ class Link(Protocol):
     async def send(self, message: bytes) -> None:
         """Send a control message of at most CONTROL_LIMIT bytes; raises LinkClosed."""
 
+    def room(self, transfer: int, chunk: int, offset: int, length: int) -> Piece:
+        """A piece to be sent once: its body is yours to fill, where the network will read it."""
+
     async def send_piece(self, piece: Piece) -> None:
         """Send model bytes; returns when the network has room for more; raises LinkClosed."""
 

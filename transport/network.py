@@ -29,7 +29,7 @@ from .handshake import (
 )
 from .identity import Identity
 from .link import Handler, Service
-from .sockets import NngLink, tune
+from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
 HANDSHAKE_SECONDS = 5.0
@@ -72,6 +72,7 @@ class TcpNetwork:
     """The real `Network`."""
 
     def __init__(self, identity: Identity, on_reject: OnReject = _ignore) -> None:
+        keep_freed_memory()
         self._identity = identity
         self._on_reject = on_reject
         self._strangers: Counter[str] = Counter()

@@ -74,12 +74,13 @@ class Sender:
 
     async def _piece(self, entry: OpenUpload) -> None:
         transfer = entry.upload.transfer
-        piece = await outgoing.read(entry)
+        piece = await outgoing.read(entry, self._link.room)
         if piece is None:
             self.uploads.end(transfer)
             self.say(Gone(transfer))
         elif transfer in self.uploads.open:  # not stopped while the thread read
+            size = len(piece.body)
             self._since = self._clock()
             await self._link.send_piece(piece)
             self._since = math.inf
-            self.bytes += len(piece.body)
+            self.bytes += size
