@@ -4,17 +4,22 @@
     mailbox/<peer ID>-<seq>.safetensors       a peer's newest model, verified
     mailbox/<peer ID>-<seq>.envelope          its signed manifest, as it came
     mailbox/part/<peer ID>-<seq>              a model on its way
+    mailbox/spare                             a file whose model has been replaced
 
 Two processes share the mailbox and none waits: the daemon puts the envelope there first and then
 renames the model into place, so a model that is there is whole and has its envelope; the worker
-only reads. When a newer model comes, the older file is unlinked, which harms no reader that has it
-open or mapped. The daemon keeps an index in memory, so asking what is there touches no disk.
+only reads. When a newer model comes, the older file is taken away, which harms no reader that has
+it open or mapped: it becomes the next part only when nobody has. That saves fresh files, which cost
+a page fault for every 4 KiB. The daemon keeps an index in memory, so asking what is there touches
+no disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,7 +44,7 @@ class Mailbox:
     def __init__(self, folder: Path, me: str, most_models: int) -> None:
         self._me, self._most = me, most_models
         self._outbox, self._inbox = folder / "outbox", folder / "mailbox"
-        self._parts = self._inbox / "part"
+        self._parts, self._spare = self._inbox / "part", self._inbox / "spare"
         for place in (self._outbox, self._parts):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()  # models are filed in threads, several at a time
@@ -64,10 +69,16 @@ class Mailbox:
         path = self._parts / f"{offered.envelope.peer_id}-{offered.manifest.seq}"
         with self._lock:
             self._sweep_parts(offered.envelope.peer_id, path)
-        size, free = offered.manifest.size, shutil.disk_usage(self._parts).free
-        if free < size + RESERVE:
-            raise Refusal(DISK, f"{size} bytes don't fit: {free} are free, {RESERVE} of them kept")
-        return PartFile(path, offered.manifest)
+            size, free = offered.manifest.size, shutil.disk_usage(self._parts).free
+            if free < size + RESERVE:
+                self._spare.unlink(missing_ok=True)  # it may fit next time
+                raise Refusal(
+                    DISK, f"{size} bytes don't fit: {free} are free, {RESERVE} of them kept"
+                )
+            blank = not path.exists()
+            if blank and _unused(self._spare):
+                self._spare.replace(path)
+        return PartFile(path, offered.manifest, blank=blank)
 
     def file(self, offered: Offered, part: Path) -> None:
         """Move a whole model into the mailbox; the peer's older one goes."""
@@ -127,6 +138,8 @@ class Mailbox:
         self._models[held.peer] = held
         self._sequence[held.peer] = held.manifest.seq
         if old is not None:
+            with contextlib.suppress(FileNotFoundError):
+                old.path.replace(self._spare)
             _remove(old.path)
 
     def _evict(self) -> None:
@@ -176,6 +189,24 @@ def _clear(folder: Path, kept: Iterable[Held]) -> None:
     for path in folder.iterdir():
         if path.is_file() and (path.stem not in names or path.suffix not in _SUFFIXES):
             path.unlink()
+
+
+def _unused(path: Path) -> bool:
+    """Whether the file is there and nobody has it open or mapped; False where none can tell.
+
+    The kernel gives a write lease (fcntl(2), Linux) only for such a file. It is given back at once;
+    should somebody open the file in that moment, they wait, and we get a signal that does nothing.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        with path.open("r+b", buffering=0) as file:
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -28,11 +28,14 @@ class Arrival:
 
 
 class PartFile:
-    """One model's part file, opened for writing; raises OSError (disk full, no rights)."""
+    """One model's part file, opened for writing; raises OSError (disk full, no rights).
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    `blank`: whatever is in the file is nothing of this model.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, blank: bool = False) -> None:
         self.path, self._manifest = path, manifest
-        old = path.exists()
+        old = path.exists() and not blank
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._digests: dict[int, blake3] = {}  # chunks of several pieces, so far
         try:
