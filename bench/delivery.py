@@ -297,11 +297,13 @@ class Peer:
         from p2pnode.node.training import manifest_of
         from p2pnode.transport.envelope import Kind, seal
 
-        model = Model(1, 1.0, path, 1, None, None, None, ())
-        make = partial(manifest_of, model, self.run, self.mailbox.own, time.time())
+        model, older = Model(1, 1.0, path, 1, None, None, None, ()), self.mailbox.own
+        make = partial(manifest_of, model, self.run, older, time.time())
         manifest = await trio.to_thread.run_sync(make)
         data = seal(self.identity, Kind.MANIFEST, manifest.to_bytes())
         self.exchange.announce(await trio.to_thread.run_sync(self.mailbox.publish, path, data))
+        if older is not None:
+            await trio.to_thread.run_sync(self.mailbox.discard, older.path)
 
 
 def send_p2pnode(control: Connection, place: Place, port: int) -> None:

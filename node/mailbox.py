@@ -104,14 +104,11 @@ class Mailbox:
     def publish(self, path: Path, data: bytes) -> Held:
         """Our worker's new model with its sealed envelope: from now on it is the one we serve."""
         _write(path.with_suffix(".envelope"), data)
-        old, held = self._own, _held(path, data)
-        self._own = held
-        if old is not None and old.path != path:
-            _remove(old.path)
+        self._own = held = _held(path, data)
         return held
 
     def discard(self, path: Path) -> None:
-        """Our worker's model at this path isn't published: a newer one came first, or it failed."""
+        """Our worker's model at this path isn't served: a newer one came, or it failed."""
         if self._own is None or self._own.path != path:
             _remove(path)
 

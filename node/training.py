@@ -116,12 +116,15 @@ class Training:
 
     async def _publish_one(self, model: orders.Model) -> None:
         assert self._terms is not None
+        older = self._mailbox.own
         manifest = await trio.to_thread.run_sync(
-            manifest_of, model, self._terms.run, self._mailbox.own, self._wall()
+            manifest_of, model, self._terms.run, older, self._wall()
         )
         data = seal(self._identity, Kind.MANIFEST, manifest.to_bytes())
         held = await trio.to_thread.run_sync(self._mailbox.publish, model.path, data)
         self._awaited = self._exchange.announce(held)
+        if older is not None:  # last, as freeing a large file takes milliseconds
+            await trio.to_thread.run_sync(self._mailbox.discard, older.path)
 
     async def _share_cores(self) -> None:
         """Cores ÷ local peers, as they come and go."""

@@ -222,7 +222,10 @@ def publish(mailbox: Mailbox, folder: Path, seq: int, **fields: Any) -> Path:
     """The worker wrote a model, and the daemon publishes it: its path."""
     path = folder / "outbox" / f"{seq}-77.safetensors"
     path.write_bytes(body(seq))
+    older = mailbox.own
     mailbox.publish(path, sealed(1, manifest(body(seq), seq=seq, **fields)))
+    if older is not None:
+        mailbox.discard(older.path)
     return path
 
 
@@ -247,6 +250,7 @@ def test_an_own_model_is_published_again_under_the_same_name(
     publish(mailbox, tmp_path, 1)
     path = tmp_path / "outbox" / "1-77.safetensors"
     mailbox.publish(path, sealed(1, manifest(body(1), seq=9)))
+    mailbox.discard(path)
     assert mailbox.own is not None
     assert (mailbox.own.manifest.seq, path.read_bytes()) == (9, body(1))
 
