@@ -48,7 +48,11 @@ def p2pnode(*arguments: str, home: Path | None = None) -> subprocess.CompletedPr
     """Run a verb to its end."""
     where = ("--home", str(home)) if home else ()
     return subprocess.run(
-        [*P2PNODE, *arguments, *where], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*P2PNODE, *arguments, *where],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from swarm import NodeProcess, Process, Swarm, free_port, p2pnode
+from swarm import P2PNODE, NodeProcess, Process, Swarm, free_port, p2pnode
 
 from p2pnode.node.status import NodeStatus
 
@@ -310,3 +311,19 @@ def test_the_workers_crash_costs_an_epoch(tmp_path: Path) -> None:
         node.says("killed by signal 9")
         status = node.wait(lambda s: s.history and s.history[-1].epoch > epoch + 1)
         assert dict(status.rejects) == {"worker crash": 1}
+
+
+def test_the_demo_shows_the_main_job(tmp_path: Path) -> None:
+    """`p2pnode demo`: a tracker and three nodes on real MNIST; exit 0, a table, nothing left."""
+    done = subprocess.run(
+        [*P2PNODE, "demo", "--epochs", "1"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"node {number}" in done.stdout for number in range(3))
+    assert "before → after" in done.stdout
+    assert not list(tmp_path.glob("p2pnode-demo-*"))
