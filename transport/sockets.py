@@ -35,17 +35,17 @@ from .link import CONTROL_LIMIT, DATA_KIND, HEADER_SIZE, PIECE_LIMIT, Piece, rea
 # A frame is one kind byte and a sealed control message, or a header and a piece; Pair1 counts its
 # own 4-byte header, so a little room is left above the largest.
 FRAME_LIMIT = max(CONTROL_LIMIT, PIECE_LIMIT) + HEADER_SIZE + 64
-# Messages that NNG keeps ready for us and for the network: enough to overlap disk and network,
-# few enough that an offer isn't stuck behind many chunks.
-RECEIVE_BUFFER, SEND_BUFFER = 4, 1
+# Messages that NNG keeps ready for us: enough to overlap disk and network. None for the network, as
+# the kernel holds one (UNSENT): an offer isn't stuck behind many pieces.
+RECEIVE_BUFFER, SEND_BUFFER = 4, 0
 # The kernel finds a host that vanished (no FIN, no RST) within 5 s: two idle seconds, then three
 # unanswered probes a second apart; data that nobody acknowledges for 5 s ends the connection too.
 KEEPALIVE = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 UNACKNOWLEDGED_MS = 5000
 # Bytes that the kernel may hold beyond those on their way: it would take megabytes, and an offer
-# would stand behind them for seconds on a home uplink. Measured on loopback, of the speed without
-# it: 128 KiB 0.89, 512 KiB 0.96 (within the noise).
-UNSENT = 512 * 1024
+# would stand behind them for seconds on a home uplink. With less than a piece NNG is woken several
+# times for each: 128 KiB costs a fifth of the sender's CPU time.
+UNSENT = PIECE_LIMIT
 # Freed bytes that glibc keeps: the pieces of two transfers.
 KEPT = 16 * 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -173,8 +173,19 @@ class NngLink:
         await self._send(message)
 
     async def _send(self, message: pynng.Message) -> None:
+        """Send at once where there is room: a call back from NNG costs more than most messages."""
         if self._lost:
             raise LinkClosed
+        try:
+            self._pair.send_msg(message, block=False)
+        except pynng.TryAgain:
+            await self._send_later(message)
+        except pynng.NNGException:
+            raise LinkClosed from None
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def _send_later(self, message: pynng.Message) -> None:
         try:
             await self._pair.asend_msg(message)
         except BaseException as error:
