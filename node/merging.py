@@ -3,12 +3,16 @@
 Strategy: `merge` keeps the own model and weighs the others by how far they are behind it;
 `bootstrap` starts from the newest of the others alone. Both look at each model once, whatever
 comes of it: the sequence number last looked at stands in the position and in the checkpoint.
+
+A model's age is what its peer says. It is believed up to AGE_LEAD epochs beyond the own age or the
+median, so one liar can neither make the others look stale nor outweigh them in a newcomer's start.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_high, median_low
 from typing import Final
 
 from torch import Tensor
@@ -27,6 +31,14 @@ BOOTSTRAP_MODELS: Final = 8
 
 BOOTSTRAP_BEHIND: Final = 2.0
 """Epochs that a checkpoint may be behind before the swarm's models are the better start."""
+
+AGE_LEAD: Final = 10.0
+"""Epochs ahead of the own age and the median that are believed: who catches up still does so in a
+few epochs, and a lie of any size counts no more than this."""
+
+SEEN_LIMIT: Final = 4096
+"""Peers whose last number is kept, the latest: far more than a mailbox holds, and a checkpoint's
+header stays small in a swarm where peers come and go for months."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,7 @@ class Merger:
         """Average all that has arrived since into `own`, in place."""
         with self._opened(arrivals(self._mailbox, position.seen)) as (fit, refused):
             ages = [position.age, *(model.arrival.age for model in fit)]
+            ages = _believed(ages, max(position.age, median_low(ages)))
             shares = averaging.shares(ages, position.age, self._staleness)
             return self._apply(own, position, fit, refused, ages, shares)
 
@@ -63,14 +76,16 @@ class Merger:
         """Put the average of the newest models into `own`, in place, if they are well ahead.
 
         They are for a fresh start; a checkpoint must be more than BOOTSTRAP_BEHIND epochs behind.
+        The median of their ages is compared, and older ones than that count less.
         """
         newest = sorted(arrivals(self._mailbox, {}), key=_age, reverse=True)[:BOOTSTRAP_MODELS]
         with self._opened(newest) as (fit, refused):
             needed = position.age + BOOTSTRAP_BEHIND if position.epoch else 0.0
-            if not fit or fit[0].arrival.age <= needed:
-                return Merged(_after(position, refused), refused=refused)
             ages = [model.arrival.age for model in fit]
-            shares = averaging.shares(ages, max(ages), self._staleness)
+            if not fit or (middle := median_high(ages)) <= needed:
+                return Merged(_after(position, refused), refused=refused)
+            ages = _believed(ages, middle)
+            shares = averaging.shares(ages, middle, self._staleness)
             return self._apply(own, position, fit, refused, [0.0, *ages], [0.0, *shares])
 
     def _apply(
@@ -130,10 +145,14 @@ class Merger:
         return _Fit(arrival, reader)
 
 
+def _believed(ages: Sequence[float], reference: float) -> list[float]:
+    return [min(age, reference + AGE_LEAD) for age in ages]
+
+
 def _after(position: Position, looked_at: Sequence[Averaged | Refused]) -> Position:
-    return replace(
-        position, seen={**position.seen, **{model.peer: model.seq for model in looked_at}}
-    )
+    new = {model.peer: model.seq for model in looked_at}
+    old = [(peer, seq) for peer, seq in position.seen.items() if peer not in new]
+    return replace(position, seen=dict([*old, *new.items()][-SEEN_LIMIT:]))
 
 
 def _age(arrival: Arrival | Unreadable) -> float:

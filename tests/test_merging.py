@@ -10,7 +10,7 @@ from learning import arrive, filled, fresh, peer
 from p2pnode.node import weights
 from p2pnode.node.arrivals import Arrival, arrivals
 from p2pnode.node.checkpoint import Position
-from p2pnode.node.merging import BOOTSTRAP_MODELS, Merger
+from p2pnode.node.merging import AGE_LEAD, BOOTSTRAP_MODELS, SEEN_LIMIT, Merger
 from p2pnode.node.orders import Refused
 
 START = Position(0, 0.0, {}, (), None, None)
@@ -101,6 +101,36 @@ def test_an_untrained_newcomer_hardly_counts(tmp_path: Path) -> None:
     assert steeper.averaged[0].weight == pytest.approx(1 / 1001)
 
 
+@pytest.mark.parametrize("lie", [1e3, 1e18])
+def test_a_liar_makes_nobody_stale(tmp_path: Path, lie: float) -> None:
+    """A claimed age is believed up to AGE_LEAD ahead, so our age hardly moves, alone or not."""
+    arrive(tmp_path, 1, 1, filled(1.0), age=lie)
+    alone = merger(tmp_path).merge(filled(0.0), AGED)
+    assert alone.averaged[0].weight == pytest.approx(1 / 2)
+    assert alone.position.age == pytest.approx(10 + AGE_LEAD / 2)
+    for number in (2, 3, 4):
+        arrive(tmp_path, number, 1, filled(1.0), age=10.0)
+    among_honest = merger(tmp_path).merge(filled(0.0), AGED)
+    assert among_honest.position.age == pytest.approx(10 + AGE_LEAD / 5)
+
+
+def test_who_is_far_behind_catches_up_at_once(tmp_path: Path) -> None:
+    """Where most are far ahead they are believed: the age follows the weights."""
+    for number in (1, 2, 3):
+        arrive(tmp_path, number, 1, filled(1.0), age=50.0)
+    merged = merger(tmp_path).merge(filled(0.0), AGED)
+    assert merged.position.age == pytest.approx((10 + 3 * 50) / 4)
+
+
+def test_what_was_seen_is_bounded(tmp_path: Path) -> None:
+    """Of peers that come and go for months the latest are remembered."""
+    seen = {f"peer{n}": n for n in range(SEEN_LIMIT)}
+    arrive(tmp_path, 1, 7, filled(1.0))
+    merged = merger(tmp_path).merge(filled(0.0), Position(1, 1.0, seen, (), None, None))
+    assert len(merged.position.seen) == SEEN_LIMIT
+    assert merged.position.seen[peer(1).peer_id] == 7 and "peer0" not in merged.position.seen
+
+
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
@@ -175,6 +205,18 @@ def test_a_checkpoint_is_kept_unless_far_behind(tmp_path: Path, age: float, star
     assert bool(own[WEIGHT].any()) is started
     # What wasn't used is still there to be averaged in.
     assert bool(merger(tmp_path).merge(own, merged.position).averaged) is not started
+
+
+def test_a_liar_doesn_t_take_over_a_newcomer(tmp_path: Path) -> None:
+    """Among honest models one that claims to be far ahead counts no more than they do."""
+    arrive(tmp_path, 1, 1, filled(100.0), age=1e9)
+    for number in (2, 3, 4):
+        arrive(tmp_path, number, 1, filled(1.0), age=10.0)
+    merged = merger(tmp_path).bootstrap(fresh(), START)
+    assert [a.weight for a in merged.averaged] == pytest.approx([1 / 4] * 4)
+    assert merged.position.age == pytest.approx(10 + AGE_LEAD / 4)
+    kept = merger(tmp_path).bootstrap(filled(0.0), AGED)
+    assert kept.averaged == (), "and its word alone throws no checkpoint away"
 
 
 def test_nothing_to_start_from_is_a_fresh_start(tmp_path: Path) -> None:
