@@ -1,9 +1,9 @@
 """I/O: which of the offered models are fetched, and in what order.
 
-Of each author only the newest model is of interest: a newer one takes the place of an older one
-that is still less than half here; one that is further on is finished first, so that a slow line
-isn't starved by a fast trainer. What there is no room for waits, and the sources it has gathered by
-then wait with it.
+Of each author only the newest model is of interest. What the author itself sends is finished first,
+however new the next one is: else a fast trainer starves a slow line, on which no model would ever
+get through. What another peer passes on gives way: it could hold a model back by sending slowly.
+What there is no room for waits, and the sources it has gathered by then wait with it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ DOWNLOADS_LIMIT = 16
 DOWNLOADS_A_PEER = 4
 # Authors with a model that waits: as many as a mailbox holds.
 WAITING_LIMIT = 64
+# Of these offered by one peer: what `want` is answered with.
+WAITING_A_PEER = 8
 
 
 class Filer(Protocol):
@@ -66,18 +68,21 @@ class Downloads:
             if known.offered.manifest.seq >= number:
                 newer = known.offered.manifest.seq
                 raise Refusal(admission.STALE, f"number {number} when {newer} is on its way")
-        self._wait(Incoming(offered, session, self._complain(offered.envelope.id)))
-        if current is not None and current.download.bytes_here * 2 < current.offered.manifest.size:
+        self._wait(Incoming(offered, session, self._complain(offered.envelope.id)), session)
+        if current is not None and not _from_author(current):
             current.cancel()
         self._begin()
 
     def _current(self, author: str) -> Incoming | None:
         return next((i for i in self.incoming.values() if i.author == author), None)
 
-    def _wait(self, incoming: Incoming) -> None:
+    def _wait(self, incoming: Incoming, session: Session) -> None:
         self._waiting = {a: i for a, i in self._waiting.items() if i.next_source() is not None}
-        if incoming.author not in self._waiting and len(self._waiting) >= WAITING_LIMIT:
-            raise Refusal(admission.FLOOD, f"{WAITING_LIMIT} models are waiting already")
+        if incoming.author not in self._waiting:
+            of_peer = sum(i.next_source() is session for i in self._waiting.values())
+            for waiting, most in ((of_peer, WAITING_A_PEER), (len(self._waiting), WAITING_LIMIT)):
+                if waiting >= most:
+                    raise Refusal(admission.FLOOD, f"{most} models are waiting already")
         self._waiting[incoming.author] = incoming
 
     def _complain(self, model: bytes) -> Callable[[Session, str, str], None]:
@@ -96,7 +101,7 @@ class Downloads:
                 self._nursery.start_soon(self._download, incoming)
 
     def _has_room(self, source: Session) -> bool:
-        busy = sum((i.source or i.next_source()) is source for i in self.incoming.values())
+        busy = sum(_source(i) is source for i in self.incoming.values())
         return len(self.incoming) < DOWNLOADS_LIMIT and busy < DOWNLOADS_A_PEER
 
     async def _download(self, incoming: Incoming) -> None:
@@ -110,3 +115,12 @@ class Downloads:
         finally:
             del self.incoming[incoming.model]
             self._begin()
+
+
+def _source(incoming: Incoming) -> Session | None:
+    return incoming.source or incoming.next_source()
+
+
+def _from_author(incoming: Incoming) -> bool:
+    source = _source(incoming)
+    return source is not None and source.peer == incoming.author
