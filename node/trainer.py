@@ -21,7 +21,7 @@ from typing import Protocol
 import trio
 
 from .errors import TaskError, WorkerCrashed, WorkerProtocolError
-from .orders import LINE_LIMIT, Failed, Finished, Order, Report, Setup, parse_report, to_line
+from .orders import LINE_LIMIT, Epoch, Failed, Finished, Order, Report, Setup, parse_report, to_line
 
 COMMAND = (sys.executable, "-m", "p2pnode.node.worker")
 # glibc gives large blocks back to the kernel at once and asks for them again in the next batch: the
@@ -30,7 +30,7 @@ COMMAND = (sys.executable, "-m", "p2pnode.node.worker")
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 # Crashes in a row that are forgiven: out of memory may pass, a broken task won't.
 RESTARTS = 3
-# A worker that lived so long has earned its forgiveness anew.
+# A worker that lived so long and finished an epoch has earned its forgiveness anew.
 HEALTHY_SECONDS = 600.0
 RESTART_PAUSE = 1.0
 # The last words kept for the error message, and the longest line of them.
@@ -69,6 +69,7 @@ class Trainer:
         self._clock, self._command = clock, command
         self._orders: trio.MemorySendChannel[Order] | None = None
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._got_on = False  # the present worker has finished an epoch
         self._finished = False
         self._failure: str | None = None
 
@@ -91,7 +92,8 @@ class Trainer:
                 raise TaskError(self._failure.removeprefix(f"{TaskError()}: "))
             if self._finished:
                 return
-            left = RESTARTS if self._clock() - began > HEALTHY_SECONDS else left - 1
+            healthy = self._got_on and self._clock() - began > HEALTHY_SECONDS
+            left = RESTARTS if healthy else left - 1
             detail = f"{_ending(code)}; {self._words[-1] if self._words else 'no last words'}"
             if left < 0:
                 raise WorkerCrashed(f"{RESTARTS + 1} times in a row; {detail}")
@@ -111,6 +113,7 @@ class Trainer:
         )
         self._orders, receive = trio.open_memory_channel[Order](ORDERS_LIMIT)
         self._words.clear()
+        self._got_on = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, process, receive)
@@ -152,6 +155,7 @@ class Trainer:
         if isinstance(report, Failed):
             self._failure = report.text
         else:
+            self._got_on = self._got_on or isinstance(report, Epoch)
             self._finished = self._finished or isinstance(report, Finished)
             self._owner.reported(report)
 

@@ -22,6 +22,7 @@ from p2pnode.node.errors import TaskError, WorkerCrashed
 from p2pnode.node.orders import (
     LINE_LIMIT,
     Begin,
+    Epoch,
     Failed,
     Finished,
     Progress,
@@ -32,6 +33,7 @@ from p2pnode.node.orders import (
     to_line,
 )
 from p2pnode.node.trainer import HEALTHY_SECONDS, LINE_SHOWN, ORDERS_LIMIT, RESTARTS, Trainer
+from p2pnode.transport.manifest import Scores
 
 SETUP = Setup(
     task="mnist",
@@ -271,9 +273,19 @@ def test_a_long_life_is_forgiven(tmp_path: Path) -> None:
     """A crash now and then over days never adds up to the end."""
     time = iter(range(0, 10**9, int(HEALTHY_SECONDS) + 1))
     crashes = 3 * RESTARTS
-    steps = [f"if life <= {crashes}: sys.exit(1)", say(Finished(1))]
+    scores = Scores(0.5)
+    done = say(Epoch(1, scores, scores, (), (), 1.0, 1.0))
+    steps = [done, f"if life <= {crashes}: sys.exit(1)", say(Finished(1))]
     owner = run(worker(lives(tmp_path), *steps), clock=lambda: float(next(time)))
     assert len(owner.crashes) == crashes
+
+
+def test_a_long_life_without_an_epoch_is_not(tmp_path: Path) -> None:
+    """A task that crashes hours into each epoch isn't tried for ever."""
+    time = iter(range(0, 10**9, int(HEALTHY_SECONDS) + 1))
+    with pytest.raises(WorkerCrashed):
+        run(worker(lives(tmp_path), "sys.exit(1)"), clock=lambda: float(next(time)))
+    assert lived(tmp_path) == RESTARTS + 1
 
 
 def test_ending_without_being_finished_is_a_crash(tmp_path: Path) -> None:
