@@ -16,13 +16,13 @@ from . import records
 from .errors import WorkerProtocolError
 
 LINE_LIMIT: Final = 1024 * 1024
-"""Bytes of a line: room for TENSORS_LIMIT tensors, the longest list there is."""
-
-TENSORS_LIMIT: Final = 2_000
-"""Ready lists no more tensors than this, enough to show where two models differ."""
+"""Bytes of a line: room for 256 refused models in any script, the longest list there is."""
 
 TEXT_LIMIT: Final = 400
-"""Characters of a reason, a detail or a tensor's line; longer ones are cut."""
+"""Characters of a reason or a detail; longer ones are cut."""
+
+FAILED_LIMIT: Final = 4_000
+"""Characters of a failure: people read it, and an exception of the user's may hold megabytes."""
 
 PROGRESS_INTERVAL: Final = 0.25
 """Seconds between two Progress: smooth for the eye, nothing for the device."""
@@ -106,7 +106,7 @@ class Ready:
     parameters: int
     model_bytes: int  # bytes of all tensors of the model, tied ones once
     schema: str  # fingerprint of the tensors' names, types and shapes, hex
-    tensors: tuple[str, ...]  # "name dtype shape", at most TENSORS_LIMIT of them
+    tensors: tuple[str, ...]  # "name dtype shape", as many as a peer's hello carries
     samples: int
     test_samples: int
     device: str

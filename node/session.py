@@ -18,13 +18,13 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from ..transport.messages import TENSOR_TEXT_LIMIT, TENSORS_LIMIT
 from . import averaging, weights
 from .checkpoint import Position, Run, Store
 from .learner import Learner
 from .merging import Merger
 from .orders import (
     PROGRESS_INTERVAL,
-    TENSORS_LIMIT,
     TEXT_LIMIT,
     Began,
     Epoch,
@@ -63,6 +63,8 @@ class Session:
         self._setup, self._daemon = setup, daemon
         self._outbox = setup.folder / "outbox"
         self._outbox.mkdir(parents=True, exist_ok=True)
+        for part in self._outbox.glob("*.part"):  # of a worker that was killed while it wrote
+            part.unlink()
         _set_threads(setup.threads)
         shard = Shard.parse(setup.shard)
         self._learner = Learner(
@@ -101,7 +103,7 @@ class Session:
             parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
             model_bytes=weights.size(state),
             schema=weights.fingerprint(self._schema).hex(),
-            tensors=tuple(line[:TEXT_LIMIT] for line in self._schema[:TENSORS_LIMIT]),
+            tensors=tuple(line[:TENSOR_TEXT_LIMIT] for line in self._schema[:TENSORS_LIMIT]),
             samples=learner.samples,
             test_samples=learner.test_samples,
             device=str(learner.device),

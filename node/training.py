@@ -16,7 +16,7 @@ from ..transport.envelope import Kind, seal
 from ..transport.exchange import Exchange, Terms
 from ..transport.identity import Identity, short
 from ..transport.manifest import EXPIRY, PARENTS_LIMIT, Manifest, chunk_size_for
-from ..transport.messages import TASK_LIMIT, TENSOR_TEXT_LIMIT, TENSORS_LIMIT, Run
+from ..transport.messages import TASK_LIMIT, Run
 from ..transport.outgoing import Held
 from ..transport.parts import digest_file
 from . import orders
@@ -29,8 +29,9 @@ from .start import Start
 from .status import printable
 from .trainer import Trainer
 
-# The header and JSON of a safetensors file above its tensors: 100 bytes a tensor and some room.
-FILE_OVERHEAD = 1 << 20
+# What a safetensors file may have beside its tensors: a length and the longest header that is read
+# (weights.HEADER_LIMIT, but that module imports torch).
+FILE_OVERHEAD = 8 + (8 << 20)
 # Models are offered at most this often: others average once an epoch, and they refuse a flood. Of
 # epochs that are shorter only the newest model is sent.
 PUBLISH_SECONDS = 0.5
@@ -117,8 +118,9 @@ class Training:
     async def _publish_one(self, model: orders.Model) -> None:
         assert self._terms is not None
         older = self._mailbox.own
+        # A large file on a slow disk takes long, and stopping doesn't wait for it.
         manifest = await trio.to_thread.run_sync(
-            manifest_of, model, self._terms.run, older, self._wall()
+            manifest_of, model, self._terms.run, older, self._wall(), abandon_on_cancel=True
         )
         data = seal(self._identity, Kind.MANIFEST, manifest.to_bytes())
         held = await trio.to_thread.run_sync(self._mailbox.publish, model.path, data)
@@ -172,7 +174,7 @@ class Training:
     def _on_ready(self, ready: orders.Ready) -> None:
         self._board.ready(ready)
         schema = bytes.fromhex(ready.schema)
-        tensors = tuple(printable(t)[:TENSOR_TEXT_LIMIT] for t in ready.tensors[:TENSORS_LIMIT])
+        tensors = tuple(map(printable, ready.tensors))
         task = printable(self._config.task)[:TASK_LIMIT]
         run = Run(self._config.swarm, task, schema, ready.parameters, tensors)
         self._terms = Terms(run, ready.model_bytes + FILE_OVERHEAD)

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final, NoReturn
 
 from .errors import NodeError, WorkerProtocolError
 from .orders import (
+    FAILED_LIMIT,
     LINE_LIMIT,
     Begin,
     Failed,
@@ -113,7 +114,8 @@ def main() -> NoReturn:
     except NodeError as error:
         if error.__cause__ is not None:  # in the user's own code: show where
             traceback.print_exception(error.__cause__)
-        pipes.report(Failed(" ".join(str(error).encode(errors="replace").decode().split())))
+        text = " ".join(str(error).encode(errors="replace").decode().split())
+        pipes.report(Failed(text[:FAILED_LIMIT]))
         _exit(MISTAKE)
     except BaseException:
         traceback.print_exc()

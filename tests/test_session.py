@@ -106,6 +106,15 @@ def test_progress_comes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(p.loss is not None and p.samples_per_second > 0 for p in told)
 
 
+def test_what_a_killed_worker_was_writing_is_removed(tmp_path: Path) -> None:
+    """A model of gigabytes that is only half written doesn't stay for weeks."""
+    left = tmp_path / "outbox" / "7-4711.part"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    train(tmp_path)
+    assert not left.exists()
+
+
 def test_endless_training_goes_on(tmp_path: Path) -> None:
     """With 0 epochs training goes on until it is stopped."""
 

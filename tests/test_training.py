@@ -5,6 +5,7 @@ A fake worker makes the reports and fakes stand for exchange and start; the mail
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +28,13 @@ from p2pnode.node.training import FILE_OVERHEAD, PUBLISH_SECONDS, SHARE_SECONDS,
 from p2pnode.transport.envelope import Kind, open_envelope
 from p2pnode.transport.exchange import Terms
 from p2pnode.transport.manifest import EXPIRY, Manifest, Scores
-from p2pnode.transport.messages import TENSORS_LIMIT
 from p2pnode.transport.outgoing import Held
 
 ME, ALICE, BOB = (identity(n) for n in (1, 2, 3))
 WALL = 1_800_000_000.0
 SCORES = Scores(0.5, 0.9)
 LINGER = 10.0
+RUN_SYNC = trio.to_thread.run_sync  # the real one
 
 
 @dataclass
@@ -208,12 +209,12 @@ def test_a_ready_worker_settles_the_run(tmp_path: Path) -> None:
 
     async def scene(node: Node) -> None:
         node.start.seconds = 3.0
-        node.report(ready(tensors=("w" * 1000,) * (TENSORS_LIMIT + 5)))
+        node.report(ready(tensors=("w", "b\n")))
         terms = node.exchange.terms
         assert terms is not None
         assert (terms.run.swarm, terms.run.task, terms.run.schema) == ("main", "mnist", SCHEMA)
         assert (terms.run.parameters, terms.most) == (1000, 4000 + FILE_OVERHEAD)
-        assert len(terms.run.tensors) == TENSORS_LIMIT
+        assert terms.run.tensors == ("w", "b\N{REPLACEMENT CHARACTER}")
         await trio.sleep(2.9)
         assert not node.worker.orders
         await trio.sleep(0.2)
@@ -372,6 +373,33 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [m.epoch for m in node.offered] == [2]
 
     run(tmp_path, scene)
+
+
+def test_stopping_does_not_wait_for_a_slow_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is being digested when the node stops is left."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", RUN_SYNC)
+    reading, gone = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> Manifest:
+        reading.set()
+        gone.wait()
+        raise OSError
+
+    monkeypatch.setattr(module, "manifest_of", slow)
+
+    async def main() -> None:
+        node = Node(tmp_path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.training.run)
+            node.report(ready())
+            node.train(1)
+            await trio.to_thread.run_sync(reading.wait)
+            nursery.cancel_scope.cancel()
+        gone.set()
+
+    trio.run(main)
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────

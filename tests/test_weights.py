@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from p2pnode.node import weights
 from p2pnode.node.errors import WeightsError
+from p2pnode.node.training import FILE_OVERHEAD
 from p2pnode.node.weights import DTYPES, Reader
 
 
@@ -123,6 +124,16 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path, tensor: Any, reason: s
     with pytest.raises(WeightsError, match=f"'odd'.*{reason}"):
         weights.save(tmp_path / "x.safetensors", {"odd": tensor})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_thousands_of_tensors(tmp_path: Path) -> None:
+    """What a file has beside its tensors is within what peers grant it, however many there are."""
+    assert weights.HEADER_LIMIT + 8 == FILE_OVERHEAD
+    state = {f"blocks.{n}.attention.projection.weight": torch.zeros(1) for n in range(20_000)}
+    size = weights.save(tmp_path / "model.safetensors", state)
+    assert 1 << 20 < size - weights.size(state) < FILE_OVERHEAD
+    with weights.Reader(tmp_path / "model.safetensors") as reader:
+        assert reader.schema() == weights.schema(state)
 
 
 def test_the_fingerprint_tells_models_apart() -> None:

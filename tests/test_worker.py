@@ -14,6 +14,7 @@ import pytest
 from learning import setup
 
 from p2pnode.node.orders import (
+    FAILED_LIMIT,
     Began,
     Begin,
     Epoch,
@@ -72,6 +73,10 @@ class Crashing(Tiny):
 class Mistaken(Tiny):
     def model(self):
         return undefined_name
+
+class Wordy(Tiny):
+    def model(self):
+        raise ValueError("é" * 2_000_000)
 '''
 
 
@@ -170,7 +175,7 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, task: Path) -> None:
 def test_a_mistake_and_a_crash(tmp_path: Path, task: Path) -> None:
     """The user's mistake is Failed and exit code 2, with a traceback into the user's file for the
     log; an error in training is a crash, exit code 1, to be tried again."""
-    for name, code in (("Mistaken", 2), ("Crashing", 1)):
+    for name, code in (("Wordy", 2), ("Mistaken", 2), ("Crashing", 1)):
         with worker(tmp_path) as running:
             running.order(setup(tmp_path, task=f"{task}:{name}"), Begin(False))
             reports = running.read()
@@ -178,7 +183,9 @@ def test_a_mistake_and_a_crash(tmp_path: Path, task: Path) -> None:
         failed = [report.text for report in reports if isinstance(report, Failed)]
         errors = (tmp_path / "stderr").read_text()
         assert "Traceback" in errors
-        if code == 2:
+        if name == "Wordy":
+            assert failed[0].endswith("é") and len(failed[0]) == FAILED_LIMIT
+        elif code == 2:
             assert "NameError: name 'undefined_name'" in failed[0] and "tasks.py" in errors
         else:
             assert failed == []
