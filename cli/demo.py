@@ -20,12 +20,12 @@ import trio
 from rich.console import Console, RenderableType
 
 from ..node.control import Control
-from ..node.errors import ControlError
+from ..node.errors import ControlError, leaves
 from ..node.home import Home
 from ..node.status import NodeStatus
 from ..transport.identity import Identity
 from .children import Start, processes
-from .errors import DemoFailed, leaves
+from .errors import DemoFailed
 from .logs import Log, to_stdout, write_news
 from .serve import stop_on_signal
 from .tui import live, render_demo, summary

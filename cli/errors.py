@@ -8,8 +8,6 @@ CliError
 A class's docstring is the sentence that a person reads; str() adds the specifics.
 """
 
-from collections.abc import Iterator
-
 
 class CliError(Exception):
     """The command failed."""
@@ -30,12 +28,3 @@ class DemoFailed(CliError):
 
 class NotRunning(CliError):
     """No node is running."""
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in a group, as nurseries raise them, however deep they lie."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from leaves(each)
-    else:
-        yield error

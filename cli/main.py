@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from ..node.errors import ConfigError, HomeError, NodeError, ShardError, TaskError
+from ..node.errors import ConfigError, HomeError, NodeError, ShardError, TaskError, leaves
 from ..node.status import printable
 from ..tracker.errors import TrackerError
 from ..transport.errors import AddressError, IdentityError, ListenError, TransportError
-from .errors import CliError, UsageError, leaves
+from .errors import CliError, UsageError
 from .parser import parse
 from .verbs import VERBS
 

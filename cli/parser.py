@@ -57,9 +57,7 @@ def parser() -> Parser:
     return top
 
 
-def _verb(
-    verbs: "argparse._SubParsersAction[Parser]", name: str, help: str, options: Sequence[str]
-) -> Parser:
+def _verb(verbs: Verbs, name: str, help: str, options: Sequence[str]) -> Parser:
     verb: Parser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     for option in OPTIONS:
         if option.name in options:

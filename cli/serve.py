@@ -1,11 +1,11 @@
 """`p2pnode tracker serve`: a tracker on a port of this machine, until it is told to stop."""
 
 import os
-import signal
 from collections.abc import Callable
 
 import trio
 
+from ..node.signals import ending
 from ..tracker.registry import INSTANCE, Registry
 from ..tracker.server import TrackerServer
 from ..transport.address import Address
@@ -38,8 +38,8 @@ async def serve_tracker(
 async def stop_on_signal(
     scope: trio.CancelScope, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Cancel the scope at the first Ctrl-C, SIGTERM or hang-up."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    """Cancel the scope at the first signal that ends us."""
+    with trio.open_signal_receiver(*ending()) as signals:
         task_status.started()
         async for _ in signals:
             scope.cancel()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -27,11 +27,12 @@ from ..transport.session import Session
 from . import control
 from .board import Board, Facts
 from .config import Config
-from .errors import NodeError
+from .errors import NodeError, leaves
 from .home import Home
 from .mailbox import Mailbox
 from .peers import Peers
 from .presence import Presence
+from .signals import ending
 from .start import Start
 from .status import NodeStatus, printable
 from .training import Training
@@ -213,7 +214,7 @@ def run_node(config: Config, identity: Identity, home: Home, view: View) -> int:
 async def _main(config: Config, identity: Identity, home: Home, view: View) -> None:
     node = Node(config, identity, home)
     try:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*ending()) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, node, nursery.cancel_scope)
                 await node.run(view)
@@ -232,13 +233,5 @@ async def _stop_on_signal(signals: Any, node: Node, scope: trio.CancelScope) -> 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Nurseries wrap errors in groups; people are shown the one that matters, ours first."""
-    leaves = list(_leaves(group))
-    return next((error for error in leaves if isinstance(error, NodeError)), leaves[0])
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    errors = list(leaves(group))
+    return next((error for error in errors if isinstance(error, NodeError)), errors[0])

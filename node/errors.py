@@ -16,6 +16,8 @@
 is wrong, the argument says where and what to do.
 """
 
+from collections.abc import Iterator
+
 
 class NodeError(Exception):
     """The node can't go on."""
@@ -64,3 +66,12 @@ class WorkerCrashed(NodeError):
 
 class ControlError(NodeError):
     """The node can't be asked."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group, as nurseries raise them, however deep they lie."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
