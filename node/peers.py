@@ -1,10 +1,11 @@
 """I/O: the peers that we know, and a connection to each of them.
 
 Trackers say who joined and who left; for each known peer one task dials until there is a session,
-waits for its end and dials again, later each time. Who dialled doesn't matter: a peer behind a NAT
-that reaches us is a session like any other. A peer that no tracker lists is forgotten when its
-session ends. While no tracker answers, one that can't be reached is forgotten after a while, by
-our own clock; it is known again as soon as a tracker that lists it answers.
+waits for its end and dials again, later each time; it waits, too, while there is no room for
+another session. Who dialled doesn't matter: a peer behind a NAT that reaches us is a session like
+any other. A peer that no tracker lists is forgotten when its session ends. While no tracker
+answers, one that can't be reached is forgotten after a while, by our own clock; it is known again
+as soon as a tracker that lists it answers.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ class Peers:
 
     async def _talk(self, known: Known) -> float:
         """The session that is there, or one that we dial, to its end: how long it lasted."""
-        link = None if known.peer in self._exchange.sessions else await self._dial(known)
+        busy = known.peer in self._exchange.sessions or self._exchange.full
+        link = None if busy else await self._dial(known)
         began = self._clock()
         if link is not None:
             try:

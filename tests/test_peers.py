@@ -351,6 +351,23 @@ def test_a_peer_that_comes_by_itself_is_not_dialled() -> None:
     stage(check)
 
 
+def test_nobody_is_dialled_without_room() -> None:
+    """In a large swarm a full node doesn't knock at every door; with room again, it does."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
+        alice.exchange._max_peers = 1
+        await connect(alice, bob)
+        await carol.listen()
+        alice.hear_of(carol)
+        await trio.sleep(100)
+        assert {address for _, address in alice.wire.dials} == {bob.address}
+        bob.hang_up()
+        await trio.sleep(RETRY_MOST + 1)
+        assert alice.state_of(carol) == "connected"
+
+    stage(check, 3)
+
+
 def test_peers_of_different_runs_do_not_dial_in_a_loop() -> None:
     """Each try is a session that ends at once; the waits grow all the same, on both sides."""
 

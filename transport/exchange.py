@@ -133,6 +133,11 @@ class Exchange:
             session.offer(held)
         return {session.peer for session in chosen}
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another peer."""
+        return len(self.sessions) >= self._max_peers
+
     def want(self) -> None:
         """Ask all peers for the newest models they hold."""
         for session in self.met():
@@ -177,7 +182,7 @@ class Exchange:
             return "this is our own address"
         if old is not None and not old.ending and not self._prefers(link, old.link):
             return "already connected"
-        if old is None and len(self.sessions) >= self._max_peers:
+        if old is None and self.full:
             return "no room for more peers"
         return ""
 
