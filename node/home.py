@@ -98,8 +98,7 @@ class Home:
         with _opened(self.path / "lock") as own:
             self._take(own)
             marker = _markers() / self._name()
-            with _opened(marker) as counted:
-                fcntl.flock(counted, fcntl.LOCK_EX)  # waits while another node is counting
+            with _marked(marker):
                 try:
                     yield
                 finally:
@@ -162,21 +161,39 @@ def _runtime_folder() -> Path:
 
 
 def _markers() -> Path:
-    """One file for each home; a node holds its own locked. Left ones of crashes do no harm."""
+    """One file for each home; a node holds its own locked. Who counts removes those of crashes."""
     folder = _runtime_folder() / "nodes"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def _marked(marker: Path) -> BinaryIO:
+    """The marker, made and locked; anew if it was removed before we had the lock."""
+    while True:
+        file = _opened(marker)
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits while another node is counting
+        if _is_at(file, marker):
+            return file
+        file.close()
 
 
 def _is_held(marker: Path) -> bool:
     try:
         with marker.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Only who has it alone removes it, so nobody removes a new one in its place.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, marker):
+                marker.unlink()
     except FileNotFoundError:  # its node has just ended
         return False
     except BlockingIOError:
         return True
     return False
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -109,8 +110,30 @@ def test_a_killed_node_leaves_no_lock(home: Home) -> None:
         child.kill()
         child.wait()
         assert local_peers() == 0
+        assert not list(home_module._markers().iterdir()), "what it left is gone"
         with home.lock():
             assert local_peers() == 1
+
+
+def test_a_marker_that_was_removed_meanwhile_is_made_anew(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that counts removes the marker just before we lock it: we are counted all the same."""
+    opened = home_module._opened
+    left = 2
+
+    def removed(path: Path) -> BinaryIO:
+        nonlocal left
+        file = opened(path)
+        if path.parent.name == "nodes" and left:
+            left -= 1
+            path.unlink()
+        return file
+
+    monkeypatch.setattr(home_module, "_opened", removed)
+    with home.lock():
+        assert left == 0
+        assert local_peers() == 1
 
 
 def test_an_error_inside_the_lock_is_left_as_it_is(home: Home) -> None:
