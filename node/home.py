@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -181,15 +181,20 @@ def _is_held(marker: Path) -> bool:
     try:
         with marker.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            # Only who has it alone removes it, so nobody removes a new one in its place.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, marker):
-                marker.unlink()
+            _remove(file, marker)
     except FileNotFoundError:  # its node has just ended
         return False
     except BlockingIOError:
         return True
     return False
+
+
+def _remove(left: BinaryIO, marker: Path) -> None:
+    """Remove a marker of a crash, if we have it alone: so nobody removes a new one in its place."""
+    with suppress(BlockingIOError):
+        fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(left, marker):
+            marker.unlink()
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
