@@ -25,8 +25,9 @@ CONTACT_SECONDS = 5.0
 ENOUGH = 3
 # No byte for this long: begin with what is here.
 STALL_SECONDS = 15.0
-# However the bytes trickle in: a gigabyte at 30 Mbit/s. Who is slower can't hold up the start.
-GATHER_SECONDS = 300.0
+# However the bytes trickle in: at least so long, and for large models at so many bytes a second
+# (30 Mbit/s). Who is slower can't hold up the start.
+GATHER_SECONDS, GATHER_RATE = 300.0, 4e6
 # How often what others changed is looked at; a newcomer's start isn't worth more machinery.
 LOOK_SECONDS = 0.05
 
@@ -101,11 +102,19 @@ class Start:
     async def _gather(self) -> None:
         """As long as models come in, until there are enough."""
         progress, since = self._progress(), self._clock()
-        with trio.move_on_after(GATHER_SECONDS):
-            while self._more_to_come() and self._clock() - since < STALL_SECONDS:
-                await trio.sleep(LOOK_SECONDS)
-                if self._progress() != progress:
-                    progress, since = self._progress(), self._clock()
+        began, most = since, GATHER_SECONDS
+        while self._more_to_come() and self._clock() - since < STALL_SECONDS:
+            most = max(most, self._fair_seconds())
+            if self._clock() - began >= most:
+                return
+            await trio.sleep(LOOK_SECONDS)
+            if self._progress() != progress:
+                progress, since = self._progress(), self._clock()
+
+    def _fair_seconds(self) -> float:
+        """How long enough models of the present size take at GATHER_RATE."""
+        sizes = [i.offered.manifest.size for i in self._exchange.incoming.values()]
+        return ENOUGH * max(sizes, default=0) / GATHER_RATE
 
     def _more_to_come(self) -> bool:
         """Whether peers have newer models than are here, and of too few the newest is here."""

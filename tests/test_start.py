@@ -14,7 +14,14 @@ import trio
 from models import manifest, offered
 from trio.testing import MockClock
 
-from p2pnode.node.start import CONTACT_SECONDS, ENOUGH, GATHER_SECONDS, STALL_SECONDS, Start
+from p2pnode.node.start import (
+    CONTACT_SECONDS,
+    ENOUGH,
+    GATHER_RATE,
+    GATHER_SECONDS,
+    STALL_SECONDS,
+    Start,
+)
 from p2pnode.transport.messages import Hello, Run, Want
 from p2pnode.transport.outgoing import Held
 
@@ -43,9 +50,18 @@ class Coming:
     """A download: its bytes so far."""
 
     bytes_here: int = 0
+    size: int = 5_000_000
 
     @property
     def download(self) -> Coming:
+        return self
+
+    @property
+    def offered(self) -> Coming:
+        return self
+
+    @property
+    def manifest(self) -> Coming:
         return self
 
 
@@ -245,17 +261,21 @@ def test_a_peer_that_stalls_half_way() -> None:
     assert begins(scene, story=story) == pytest.approx(10 + STALL_SECONDS, abs=SOON)
 
 
-def test_a_peer_that_trickles() -> None:
-    """A byte now and then doesn't hold the start for ever."""
+@pytest.mark.parametrize(
+    ("size", "seconds"),
+    [(5_000_000, GATHER_SECONDS), (5_000_000_000, ENOUGH * 5_000_000_000 / GATHER_RATE)],
+)
+def test_a_peer_that_trickles(size: int, seconds: float) -> None:
+    """A byte now and then doesn't hold the start for ever; models of gigabytes get their time."""
 
     async def story(scene: Scene, _start: Start) -> None:
-        coming = scene.incoming[b"a"] = Coming()
+        coming = scene.incoming[b"a"] = Coming(size=size)
         while True:
             await trio.sleep(STALL_SECONDS - 1)
             coming.bytes_here += 1
 
     scene = Scene(list_size=1, peers=[Peer("a", 3)])
-    assert begins(scene, story=story) == pytest.approx(GATHER_SECONDS, abs=SOON)
+    assert begins(scene, story=story) == pytest.approx(seconds, abs=SOON)
 
 
 def test_a_peer_that_goes() -> None:
