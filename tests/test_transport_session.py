@@ -43,6 +43,8 @@ from p2pnode.transport.sender import QUEUE_LIMIT
 from p2pnode.transport.session import (
     GARBAGE_LIMIT,
     HELLO_SECONDS,
+    MESSAGES_BURST,
+    MESSAGES_PER_SECOND,
     PART_SECONDS,
     PING_SECONDS,
     SILENCE_SECONDS,
@@ -260,9 +262,10 @@ def test_pieces_that_cross_our_stop_are_dropped(tmp_path: Path) -> None:
     """What was under way when we stopped is nobody's mistake; what goes on and on is."""
 
     async def test(alice: Fellow, mallory: Rogue) -> None:
-        await mallory.say(Offer(MODEL))
+        await mallory.say(Offer(sealed(8, manifest(DATA, seq=1))))
         await mallory.hear(Fetch)
-        await mallory.say(Offer(own()))  # newer, so the first is stopped
+        # Newer, and the first one is only passed on, so it is stopped.
+        await mallory.say(Offer(sealed(8, manifest(DATA, seq=2))))
         assert (await mallory.hear(Stop)).transfer == 1
         await mallory.say(*(piece(1, chunk) for chunk in range(WINDOW)))
         await serve(mallory, 2)
@@ -444,6 +447,22 @@ def test_pings_are_answered_and_measured(tmp_path: Path) -> None:
 
 
 # ── garbage, silence, deafness ───────────────────────────────────────────────────────────────
+
+
+def test_a_flood_of_messages_is_read_slowly(tmp_path: Path) -> None:
+    """It fills the sender's buffers and takes no core from the training."""
+
+    async def test(_alice: Fellow, mallory: Rogue) -> None:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mallory.farewell)
+            for number in range(3 * MESSAGES_BURST):
+                await mallory.say(Ping(number))
+            nursery.cancel_scope.cancel()
+        sent = 3 * MESSAGES_BURST - BUFFER
+        assert trio.current_time() - began >= (sent - MESSAGES_BURST) / MESSAGES_PER_SECOND - 0.1
+
+    against(tmp_path, test)
 
 
 def test_some_garbage_is_borne(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 import trio
 
 from ..transport.address import Address
+from ..transport.bucket import Bucket
 from ..transport.errors import LinkClosed
 from ..transport.identity import short
 from ..transport.link import Link, Network
@@ -90,18 +91,13 @@ class _Session:
         self.mistakes = 0
         self.watching = False
         self.news = trio.Event()
-        self._due = -float("inf")
+        self.questions = Bucket(RATE, BURST)
         self._sending = trio.Lock()
 
     def wake(self) -> None:
         """Let the watch look again."""
         self.news.set()
         self.news = trio.Event()
-
-    def wait(self, now: float) -> float:
-        """Seconds until the next question may be served (a leaky bucket of BURST at RATE)."""
-        self._due = max(self._due, now - BURST / RATE) + 1 / RATE
-        return max(0.0, self._due - now)
 
     async def answer(self, reply: Reply) -> None:
         """Send; a peer that can't be reached or doesn't read ends its session."""
@@ -210,7 +206,7 @@ class TrackerServer:
 
     async def _serve(self, session: _Session, question: bytes, watches: trio.Nursery) -> None:
         """Answer one question, or start the watch that will."""
-        await trio.sleep(session.wait(self._clock()))
+        await trio.sleep(session.questions.wait(self._clock()))
         self._requests += 1
         try:
             request = parse_request(question)

@@ -27,9 +27,6 @@ from .outgoing import Held
 from .parts import PartFile
 from .session import PART_SECONDS, Session
 
-# Offers (and requests for some) that one peer may make in a burst, and each second afterwards: a
-# node makes one an epoch, and answers `want` with a handful.
-OFFERS_BURST, OFFERS_PER_SECOND = 64.0, 4.0
 # What `want` is answered with: enough to start a newcomer from.
 WANT_LIMIT = 8
 # What a peer says when it is stopped by its user, as opposed to a loss.
@@ -102,7 +99,6 @@ class Exchange:
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
         self._downloads = Downloads(self)
-        self._tokens: dict[str, tuple[float, float]] = {}  # peer → (offers allowed, when)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._leaving = False
@@ -169,7 +165,6 @@ class Exchange:
         finally:
             if self.sessions.get(link.peer) is session:
                 del self.sessions[link.peer]
-                self._tokens.pop(link.peer, None)
             self._observer.parted(session)
         return session.ending
 
@@ -260,14 +255,11 @@ class Exchange:
         return self._library.newest(peer)
 
     def _within_rate(self, session: Session) -> bool:
-        """Take a token; a peer that has none left floods us, and we part."""
-        now = self._clock()
-        tokens, then = self._tokens.get(session.peer, (OFFERS_BURST, now))
-        tokens = min(OFFERS_BURST, tokens + (now - then) * OFFERS_PER_SECOND) - 1
-        self._tokens[session.peer] = (tokens, now)
-        if tokens < 0:
+        """Count an offer; a peer that makes too many floods us, and we part."""
+        within = not session.offers.wait(self._clock())
+        if not within:
             session.fail(admission.FLOOD, "too many offers")
-        return tokens >= 0
+        return within
 
     # -- Filer: what the downloads need ----------------------------------------------------------
 

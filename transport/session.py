@@ -13,6 +13,7 @@ import trio
 
 from . import messages
 from .admission import GARBAGE, PROTOCOL, SLOW
+from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
 from .link import Link, Piece
 from .messages import (
@@ -46,6 +47,12 @@ HELLO_SECONDS = 180.0
 PART_SECONDS = 1.0
 # Messages that can't be read; a healthy peer sends none, a newer version perhaps one or two.
 GARBAGE_LIMIT = 3
+# Offers (and requests for some) that a peer may make a second, and in a burst: a node makes one an
+# epoch, and answers `want` with a handful.
+OFFERS_PER_SECOND, OFFERS_BURST = 4.0, 64
+# Control messages read a second, and in a burst; more wait in the network. A transfer at 4 GB/s
+# needs 1,000; so many cost a tenth of a core.
+MESSAGES_PER_SECOND, MESSAGES_BURST = 2000.0, 2000
 # Offers that a peer hasn't answered: those of as many models as a mailbox holds.
 UNANSWERED_LIMIT = 64
 
@@ -87,6 +94,8 @@ class Session:
         self.round_trip: float | None = None
         self.bytes_in = 0
         self.heard = clock()
+        self.offers = Bucket(OFFERS_PER_SECOND, OFFERS_BURST)
+        self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
         self._sender, self._sinks = Sender(link, clock), Sinks()
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
         self._pings: dict[int, float] = {}
@@ -201,6 +210,8 @@ class Session:
                 frame = await self.link.receive_any()
                 self.heard = self._clock()
                 self.bytes_in += len(frame.body) if isinstance(frame, Piece) else len(frame)
+                if not isinstance(frame, Piece) and (wait := self._messages.wait(self.heard)):
+                    await trio.sleep(wait)
                 self._take(frame)
         except LinkClosed as error:
             self.ending = self.ending or str(error)

@@ -1,0 +1,16 @@
+"""CORE: a leaky bucket, which lets so many through at once and so many a second afterwards."""
+
+import math
+
+
+class Bucket:
+    """One flow: `rate` a second, `burst` at once."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._step, self._slack = 1 / rate, burst / rate
+        self._due = -math.inf
+
+    def wait(self, now: float) -> float:
+        """Count one more in: seconds until it is due, 0 for what is within the burst."""
+        self._due = max(self._due, now - self._slack) + self._step
+        return max(0.0, self._due - now)
