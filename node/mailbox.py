@@ -21,6 +21,7 @@ import fcntl
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -154,9 +155,15 @@ class Mailbox:
                 part.unlink()
 
     def _scan(self) -> None:
-        """Index what an earlier run left; what is not whole or not the newest is removed."""
+        """Index what an earlier run left; what is not whole or not the newest is removed.
+
+        So are peers' models from before this boot: after a power cut a file may have its name and
+        size, and zeros for what hadn't reached the disk. Our own is verified by whoever fetches it.
+        """
+        booted = _booted()
         for held in sorted(_whole(self._inbox), key=lambda h: h.manifest.seq):
-            self._index(held)
+            if held.path.stat().st_mtime >= booted:
+                self._index(held)
         self._evict()
         own = [held for held in _whole(self._outbox) if held.peer == self._me]
         self._own = max(own, key=lambda h: h.manifest.seq, default=None)
@@ -172,6 +179,13 @@ def _whole(folder: Path) -> Iterator[Held]:
             held = _held(path.with_suffix(".safetensors"), path.read_bytes())
             if held.path.stat().st_size == held.manifest.size:
                 yield held
+
+
+def _booted() -> float:
+    """When this machine started, in Unix seconds by its clock of now; 0 where none can tell."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _held(path: Path, data: bytes) -> Held:

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -293,6 +294,21 @@ def _damage(folder: Path, mailbox: Mailbox) -> Iterator[str]:
     (outbox / "4-77.safetensors").write_bytes(body(4))
     yield "half of a model of ours"
     (outbox / "5-77.part").write_bytes(b"half")
+
+
+def test_after_a_power_cut_models_of_others_are_fetched_again(
+    mailbox: Mailbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file from before this boot may hold zeros under its right name and size."""
+    file(mailbox, 2)
+    publish(mailbox, tmp_path, 1)
+    assert module._booted() < mailbox.models()[0].path.stat().st_mtime
+    assert here(Mailbox(tmp_path, ME, 64)) == {ALICE: 1}, "a restart of the node alone"
+    monkeypatch.setattr(module, "_booted", lambda: time.time() + 1)
+    after = Mailbox(tmp_path, ME, 64)
+    assert not after.models() and after.newest(ALICE) == -1
+    assert not list((tmp_path / "mailbox").glob("*.*"))
+    assert after.own is not None
 
 
 def test_leftovers_are_removed(mailbox: Mailbox, tmp_path: Path) -> None:
