@@ -9,6 +9,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -153,6 +155,18 @@ def test_one_host_can_t_crowd_out_the_others(monkeypatch: pytest.MonkeyPatch) ->
                 await stream.aclose()
 
     trio.run(main)
+
+
+def test_a_host_has_a_whole_ipv6_network() -> None:
+    """One machine has 2**64 addresses of its own: they count as one host."""
+
+    def from_host(host: str) -> Any:
+        return SimpleNamespace(socket=SimpleNamespace(getpeername=lambda: (host, 6000, 0, 0)))
+
+    one, two, other = (f"2001:db8:0:{n}" for n in ("1::5", "1:9::1", "2::5"))
+    assert module._owner_of(from_host(one)) == module._owner_of(from_host(two))
+    assert module._owner_of(from_host(one)) != module._owner_of(from_host(other))
+    assert module._owner_of(from_host("::ffff:1.2.3.4")) == "1.2.3.4"
 
 
 def test_strangers_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

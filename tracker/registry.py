@@ -17,10 +17,10 @@ import struct
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from itertools import takewhile
 from typing import Final
 
+from ..transport.address import owner
 from .errors import Reason, Refused
 from .protocol import PAGE_ITEMS, TTL_LEAST, TTL_MOST, SignedRecord
 
@@ -233,12 +233,3 @@ def _first_page(news: list[tuple[int, bytes | str]]) -> Iterator[tuple[int, byte
         if room < 0:
             return
         yield number, item
-
-
-def owner(host: str) -> str:
-    """What one owner holds: an IPv4 address, or an IPv6 /64; another text stands for itself."""
-    try:
-        ip = ip_address(host)
-    except ValueError:
-        return host
-    return host if ip.version == 4 else f"{int(ip) >> 64:x}/64"

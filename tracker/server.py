@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from ..transport.address import Address
+from ..transport.address import Address, owner
 from ..transport.bucket import Bucket
 from ..transport.errors import LinkClosed
 from ..transport.identity import short
@@ -38,7 +38,7 @@ from .protocol import (
     parse_request,
     to_bytes,
 )
-from .registry import PEERS_PER_HOST, Changes, Registry, owner
+from .registry import PEERS_PER_HOST, Changes, Registry
 
 LINKS: Final = 900
 """Links at once: each costs a descriptor, and the usual limit of a process is 1024."""

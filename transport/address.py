@@ -74,3 +74,12 @@ def _normal_ip(ip: IPv4Address | IPv6Address) -> str:
         if ip.scope_id is not None and not _ZONE.fullmatch(ip.scope_id):
             raise AddressError(f"{ip.scope_id[:64]!r} is no network interface: {_WRITE}")
     return str(ip)
+
+
+def owner(host: str) -> str:
+    """What one owner holds: an IPv4 address, or an IPv6 /64; another text stands for itself."""
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return host
+    return host if ip.version == 4 else f"{int(ip) >> 64:x}/64"

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from .address import Address
+from .address import Address, owner
 from .errors import DialError, HandshakeError, LinkClosed, ListenError
 from .handshake import (
     HELLO_SIZE,
@@ -33,7 +33,7 @@ from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
 HANDSHAKE_SECONDS = 5.0
-# Strangers that may shake hands at once, in all and from one host: a burst of joining peers fits.
+# Strangers that may shake hands at once, in all and from one host (of IPv6, its /64): a burst of joining peers fits.
 MAX_STRANGERS, MAX_STRANGERS_A_HOST = 128, 32
 
 OnReject = Callable[[str], None]
@@ -60,10 +60,10 @@ def _address(name: Any) -> Address:
     return Address(host.removeprefix("::ffff:"), int(name[1]))
 
 
-def _host_of(stream: trio.SocketStream) -> str:
-    """The host a stranger comes from; it may be gone already."""
+def _owner_of(stream: trio.SocketStream) -> str:
+    """Whose host a stranger comes from; it may be gone already."""
     try:
-        return _address(stream.socket.getpeername()).host
+        return owner(_address(stream.socket.getpeername()).host)
     except OSError:
         return "?"
 
@@ -114,7 +114,7 @@ class TcpNetwork:
 
     async def _admit(self, service: Service, stream: trio.SocketStream) -> NngLink | None:
         """Shake hands with a stranger, within the limits; None (and counted) when that fails."""
-        host = _host_of(stream)
+        host = _owner_of(stream)
         try:
             self._strangers[host] += 1
             self._check_room(host)
