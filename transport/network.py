@@ -33,7 +33,8 @@ from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
 HANDSHAKE_SECONDS = 5.0
-# Strangers that may shake hands at once, in all and from one host (of IPv6, its /64): a burst of joining peers fits.
+# Strangers that may shake hands at once, in all and from one host (of IPv6: its /64). A burst of
+# joining peers fits.
 MAX_STRANGERS, MAX_STRANGERS_A_HOST = 128, 32
 
 OnReject = Callable[[str], None]
