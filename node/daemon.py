@@ -98,12 +98,19 @@ class Node:
         async with trio.open_nursery() as viewing:
             viewing.start_soon(view, self.status)
             async with trio.open_nursery() as nursery:
-                await self._start_parts(nursery)
-                nursery.start_soon(self._train)
-                await self._stopping.wait()
+                nursery.start_soon(self._live, nursery)
+                await self._stopping.wait()  # also while it starts: a name server may hang
                 await self._leave()
                 nursery.cancel_scope.cancel()
             viewing.cancel_scope.cancel()
+
+    async def _live(self, nursery: trio.Nursery) -> None:
+        await self._start_parts(nursery)
+        await self.training.run()
+        if self._config.stay:
+            self.log("info", "serving the last model until stopped (--stay)")
+        else:
+            self.stop()
 
     async def _start_parts(self, nursery: trio.Nursery) -> None:
         """Each part is ready before the next one needs it; a taken port is told first."""
@@ -117,13 +124,6 @@ class Node:
 
     async def _welcome(self, link: Link) -> None:
         await self.exchange.serve(link)
-
-    async def _train(self) -> None:
-        await self.training.run()
-        if self._config.stay:
-            self.log("info", "serving the last model until stopped (--stay)")
-        else:
-            self.stop()
 
     def stop(self) -> bool:
         """End the node politely; False if it is ending already."""

@@ -34,6 +34,9 @@ from ..transport.parts import PartFile
 
 # Room that stays free on the disk, for logs and checkpoints of everything else on the machine.
 RESERVE = 64 * 1024 * 1024
+# Peers whose last number is remembered, the last to come: far more than models are kept. A model
+# may be fetched once more; a table that grows with every peer that ever came may not.
+NUMBERS_LIMIT = 4096
 # Parts of models that stay for a later try: twice what comes in at the same time.
 PARTS_LIMIT = 32
 _SUFFIXES = (".safetensors", ".envelope")
@@ -141,10 +144,12 @@ class Mailbox:
             _remove(old.path)
 
     def _evict(self) -> None:
-        """Keep at most so many models; the oldest go first."""
+        """Keep at most so many models, the newest, and so many numbers."""
         while len(self._models) > self._most:
             oldest = min(self._models.values(), key=lambda h: h.manifest.created)
             _remove(self._models.pop(oldest.peer).path)
+        while len(self._sequence) > NUMBERS_LIMIT:
+            del self._sequence[next(peer for peer in self._sequence if peer not in self._models)]
 
     def _sweep_parts(self, peer: str, wanted: Path) -> None:
         """Of each peer only the newest part stays, and of all the last PARTS_LIMIT written to."""

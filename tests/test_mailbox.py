@@ -154,6 +154,17 @@ def test_more_models_than_agreed(tmp_path: Path) -> None:
     assert mailbox.newest(BOB) == 1
 
 
+def test_numbers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers that come and go for months take no memory; those whose model is here are known."""
+    monkeypatch.setattr(module, "NUMBERS_LIMIT", 3)
+    mailbox = Mailbox(tmp_path, ME, 2)
+    file(mailbox, 2, created=NOW + 100)
+    for number in range(3, 9):
+        file(mailbox, number, created=NOW + number)
+    known = [n for n in range(2, 9) if mailbox.newest(identity(n).peer_id) == 1]
+    assert known == [2, 7, 8]
+
+
 def test_a_smaller_limit_after_a_restart(tmp_path: Path) -> None:
     """A mailbox that holds more than the new limit is brought down to it."""
     before = Mailbox(tmp_path, ME, 64)

@@ -1,0 +1,36 @@
+"""The nursery that wires a node; tests/test_e2e.py runs whole nodes as processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from lab import identity
+from p2pnode.node.config import load
+from p2pnode.node.daemon import LEAVE_SECONDS, Node
+from p2pnode.node.home import Home
+
+
+def test_stopping_does_not_wait_for_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that hangs (--listen with a name) doesn't hold up Ctrl-C."""
+
+    async def hangs(*_: object, **_options: Any) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> float:
+        config, _ = load({"home": str(tmp_path), "listen": "name.example:6000"}, {})
+        node = Node(config, identity(1), Home(tmp_path))
+        monkeypatch.setattr(node.network, "listen", hangs)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.run, hangs)
+            await trio.sleep(1)
+            assert node.stop()
+        return trio.current_time() - 1
+
+    assert trio.run(main, clock=MockClock(autojump_threshold=0)) <= LEAVE_SECONDS
