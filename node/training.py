@@ -179,8 +179,6 @@ class Training:
         run = Run(self._config.swarm, task, schema, ready.parameters, tensors)
         self._terms = Terms(run, ready.model_bytes + FILE_OVERHEAD)
         self._mailbox.keep(schema)
-        own = self._mailbox.own
-        self._exchange.epoch = own.manifest.epoch if own else 0
         self._exchange.agree(self._terms)
         threads = f"{ready.threads} thread{'s' * (ready.threads != 1)}"
         self._log("info", f"ready: {ready.samples} samples on {ready.device}, {threads}")

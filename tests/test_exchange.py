@@ -146,6 +146,30 @@ def test_nobody_is_offered_its_own_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("inline_threads")
+@pytest.mark.parametrize("expired", [False, True])
+def test_an_expired_model_is_not_offered(tmp_path: Path, expired: bool) -> None:
+    """What an earlier run left days ago is no news: nobody is told of it, nor waits for it."""
+
+    async def main() -> None:
+        lab = Lab()
+        async with fellows(lab, tmp_path, 2) as (alice, bob):
+            made = NOW - 2 * EXPIRY if expired else NOW
+            fields = {"epoch": 4, "created": made, "expires": made + EXPIRY}
+            own = alice.publish(1, **fields)
+            alice.stock(foreign(9, 1, tmp_path, **fields))
+            await bob.dial(alice)
+            bob.exchange.want()
+            if not expired:
+                await bob.until(lambda: len(bob.filed_models) == 2 and bob.holds(own))
+            await trio.sleep(10)
+            hello = bob.session(alice).hello
+            assert hello is not None and hello.epoch == (0 if expired else 4)
+            assert not bob.rejects and not alice.refusals
+
+    virtual(main)
+
+
+@pytest.mark.usefixtures("inline_threads")
 def test_what_is_here_is_not_fetched_again(tmp_path: Path) -> None:
     """The same model offered again is answered with `done`."""
 

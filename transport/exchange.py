@@ -102,7 +102,6 @@ class Exchange:
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._leaving = False
-        self.epoch = 0
 
     # -- the node's side -----------------------------------------------------------------------
 
@@ -122,7 +121,6 @@ class Exchange:
 
     def announce(self, held: Held) -> set[str]:
         """Offer our own new model to `fan_out` of the peers, chosen anew each time: to these."""
-        self.epoch = held.manifest.epoch
         met = self.met()
         chosen = self._chance.sample(met, min(self._fan_out, len(met)))
         for session in chosen:
@@ -189,7 +187,15 @@ class Exchange:
     async def _hello(self) -> Hello:
         await self._agreed.wait()
         assert self._terms is not None
-        return Hello(self._terms.run, self.epoch)
+        return Hello(self._terms.run, max((own.manifest.epoch for own in self._own()), default=0))
+
+    def _own(self) -> list[Held]:
+        """Our own newest model, if there is one that is worth an offer."""
+        return [held for held in self._offerable() if held.peer == self.me]
+
+    def _offerable(self) -> list[Held]:
+        """The models that others would take: none that an earlier run left and that has expired."""
+        return [h for h in self._library.held() if h.manifest.expires > self._wall()]
 
     # -- Owner: what sessions report -------------------------------------------------------------
 
@@ -204,14 +210,13 @@ class Exchange:
             return
         session.agreed = True
         self._observer.met(session)
-        own = [held for held in self._library.held() if held.peer == self.me]
-        for held in own[:1]:
+        for held in self._own():
             session.offer(held)
 
     def wanted_by(self, session: Session) -> None:
         """Offer the newest models here."""
         if self._within_rate(session):
-            others = [held for held in self._library.held() if held.peer != session.peer]
+            others = [held for held in self._offerable() if held.peer != session.peer]
             for held in others[:WANT_LIMIT]:
                 session.offer(held)
 
