@@ -257,7 +257,8 @@ def test_swarms_and_the_tracker_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     registry.announce(signed(1), HOST, 0.0)
     registry.announce(signed(2), HOST, 0.0)
     assert refused(registry, signed(3)) == Reason.SWARM_FULL
-    registry.announce(signed(3, swarm="two"), HOST, 0.0)
+    assert refused(registry, signed(3, swarm="two")) == Reason.TRACKER_FULL, "not one host alone"
+    registry.announce(signed(3, swarm="two"), "10.9.9.9", 0.0)
     assert refused(registry, signed(4, swarm="three")) == Reason.TRACKER_FULL
     assert refused(registry, signed(4, swarm="two")) == Reason.TRACKER_FULL
     assert not registry.announce(signed(1, seq=2), HOST, 0.0)

@@ -28,7 +28,8 @@ TTL: Final = 30.0
 """Seconds that a record lives: three announces at a third of it may be lost."""
 
 SWARMS: Final = 256
-"""Swarms on one tracker: names cost memory, and a flood of them would hide the real ones."""
+"""Swarms on one tracker: names cost memory, and a flood of them would hide the real ones. The
+second half is for hosts without a peer here, so that no host can fill it alone."""
 
 PEERS_PER_SWARM: Final = 2048
 """Every peer learns of every other; beyond this, lists are too long for a home connection."""
@@ -218,7 +219,8 @@ class Registry:
             raise Refused(Reason.HOST_FULL)
         if old is not None:
             return
-        no_swarm = swarm not in self._swarms and len(self._swarms) >= SWARMS
+        most = SWARMS // 2 if self._hosts[host] else SWARMS
+        no_swarm = swarm not in self._swarms and len(self._swarms) >= most
         if no_swarm or self.peers >= PEERS:
             raise Refused(Reason.TRACKER_FULL)
         if self.members(swarm) >= PEERS_PER_SWARM:
