@@ -30,8 +30,8 @@ DIAL_SECONDS = 5.0
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 # A session that lasted so long starts the waits anew.
 STEADY_SECONDS = 10.0
-# Without a tracker's word: so long after the last sign of a peer it is forgotten.
-FORGET_SECONDS = 60.0
+# Without a tracker's word: so long after the last sign of a peer it is forgotten, as by a tracker.
+FORGET_SECONDS = 30.0
 # How often what trackers say is compared with whom we know.
 REVIEW_SECONDS = 1.0
 # Peers we remember; far more than we hold connections to, few enough to bound memory.

@@ -105,7 +105,7 @@ def test_a_replaced_model_becomes_the_next_part(mailbox: Mailbox) -> None:
     used = mailbox.models()[0].path.stat().st_ino
     file(mailbox, 2, 2)
     part = mailbox.part(offered(2, 3))
-    assert part.found == []
+    assert part.find([0, 1]) == []
     assert part.path.stat().st_ino == used
     part.close()
     file(mailbox, 2, 3)
@@ -187,8 +187,8 @@ def test_a_transfer_goes_on_where_it_broke(mailbox: Mailbox) -> None:
     model = offered(2)
     fill(mailbox, model)
     part = mailbox.part(model)
+    assert part.find([0, 1]) == [0, 1]
     part.close()
-    assert part.found == [0, 1]
 
 
 def test_a_newer_model_removes_the_part_of_the_older(mailbox: Mailbox, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from .transfer import RENEW, WINDOW, Download
 # No verified piece for so long: try another source. 1 MiB a minute is slower than any modem line
 # that could still take part.
 STALL_SECONDS = 60.0
+# Chunks of an old part file that one thread call digests: 64 MiB take a second on a slow disk.
+SCAN = 64
 # Pieces that one thread call digests and writes: fewer switches, still short calls.
 BATCH = 4
 
@@ -93,8 +95,7 @@ class Incoming:
         return None
 
     async def _fill(self, part: PartFile) -> PartFile | None:
-        for chunk in part.found:
-            self.download.found(chunk)
+        await self._find(part)
         while not self.download.done:
             self.source = self.next_source()
             if self.source is None:
@@ -103,6 +104,14 @@ class Incoming:
             await self._from(self.source, part)
             self.source = None
         return part
+
+    async def _find(self, part: PartFile) -> None:
+        """Take what an earlier try left, in short calls, so that cancelling never waits long."""
+        chunks = range(self.download.manifest.chunks)
+        for start in chunks[::SCAN]:
+            whole = await trio.to_thread.run_sync(part.find, chunks[start : start + SCAN])
+            for chunk in whole:
+                self.download.found(chunk)
 
     async def _from(self, session: Session, part: PartFile) -> None:
         """Fetch what is missing from one session until whole or the source fails."""

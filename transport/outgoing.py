@@ -55,7 +55,8 @@ class Outgoing:
 
     def start(self, fetch: Fetch, held: Held | None) -> bool:
         """Begin what a peer asks for; False if it can't be had. Raises TransferError."""
-        if held is None or len(self.open) >= UPLOADS_LIMIT or fetch.transfer in self.open:
+        files = len(self.open) + len(self._to_close)
+        if held is None or files >= UPLOADS_LIMIT or fetch.transfer in self.open:
             return False
         upload = Upload(fetch.transfer, held.manifest, fetch.ranges, fetch.credit)
         try:

@@ -41,15 +41,18 @@ class PartFile:
 
     def __init__(self, path: Path, manifest: Manifest, *, blank: bool = False) -> None:
         self.path, self._manifest = path, manifest
-        old = path.exists() and not blank
+        self._old = path.exists() and not blank
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._digests: dict[int, blake3] = {}  # chunks of several pieces, so far
         try:
             os.ftruncate(self._file, manifest.size)
-            self.found = [c for c in range(manifest.chunks) if self._holds(c)] if old else []
         except BaseException:
             self.close()
             raise
+
+    def find(self, chunks: Iterable[int]) -> list[int]:
+        """Those of these chunks that an earlier try left whole; reads and digests them."""
+        return [chunk for chunk in chunks if self._old and self._holds(chunk)]
 
     def _holds(self, chunk: int) -> bool:
         length = self._manifest.chunk_length(chunk)
