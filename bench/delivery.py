@@ -202,10 +202,8 @@ def receive_obvious(control: Connection, _place: Place) -> None:
         public.verify(message["signature"], message["body"])
         return bytes(cbor2.loads(message["body"])["model"])
 
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    with pynng.Pair0(listen=f"tcp://{HOST}:{port}") as pair:
-        control.send(port)
+    with pynng.Pair0(listen=f"tcp://{HOST}:0") as pair:
+        control.send(socket.ntohs(pair.listeners[0].local_address.port))
         while control.recv():
             meter = Meter()
             control.send("ready")
