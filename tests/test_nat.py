@@ -9,6 +9,7 @@ import pytest
 from p2pnode.transport.address import Address
 from p2pnode.transport.nat import (
     ADDRESSES_LIMIT,
+    FINDINGS_LIMIT,
     Claim,
     Confidence,
     Direct,
@@ -97,6 +98,40 @@ def test_who_came_in_proves_the_way() -> None:
         direct.saw("9.9.9.9")
         direct.came_in()
         assert [claim.confidence for claim in direct.claims(0.0)] == [Confidence.PROVED]
+
+
+def test_looks_from_outside() -> None:
+    """A success proves an address for its time, failures make it a guess, one success outweighs."""
+    public, other = Address("2.2.2.2", 6000), Address("3.3.3.3", 6000)
+    direct = Direct(public)
+    direct.found(public, "one", False, 10.0)
+    assert direct.claims(9.0) == (Claim(public, Confidence.GUESSED),)
+    assert direct.claims(10.0) == (Claim(public, Confidence.GIVEN),)
+    direct.found(public, "two", True, 20.0)
+    direct.found(other, "two", True, 30.0)  # announced no more
+    assert direct.claims(9.0) == (Claim(public, Confidence.PROVED, 20.0),)
+    assert direct.claims(20.0) == (Claim(public, Confidence.GIVEN),)
+    direct.found(public, "two", False, 40.0)
+    assert direct.claims(19.0) == (Claim(public, Confidence.GUESSED),)
+
+
+def test_a_failed_look_outweighs_who_came_in() -> None:
+    """Peers of the LAN come in while those outside can't: that address is announced last."""
+    direct = Direct(None)
+    direct.bound(EVERYWHERE)
+    direct.saw("10.0.0.5")
+    direct.saw("9.9.9.9")
+    direct.came_in()
+    direct.found(Address("9.9.9.9", 6000), "tracker", False, 10.0)
+    assert hosts(direct) == ["10.0.0.5:6000", "9.9.9.9:6000"]
+
+
+def test_looks_fill_no_memory() -> None:
+    """Of any number of addresses the latest looks are kept."""
+    direct = Direct(None)
+    for number in range(1, 1000):
+        direct.found(Address("9.9.9.9", number), "tracker", True, 1.0)
+    assert len(direct._findings) == FINDINGS_LIMIT
 
 
 def test_the_surest_way_comes_first() -> None:

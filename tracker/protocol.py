@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from ..transport import wire
@@ -42,8 +43,18 @@ ADDRESS_LIMIT: Final = NAME_LIMIT + 6
 RECORD_LIMIT: Final = 4 * 1024
 """Bytes of a signed record: eight of the longest names make 2 KiB, a usual one has 230 bytes."""
 
-REQUEST_LIMIT: Final = RECORD_LIMIT + 256
-"""Bytes of a question: a record and the fields beside it."""
+PAYMENT: Final = 32 * 1024
+"""Bytes that a dial-back to another host costs: dialling and its handshake put less than 1 KiB on
+that host. AutoNAT v2 asks for 30 to 100 kB, for handshakes of up to 10 kB."""
+
+DIALBACK_SECONDS: Final = 5.0
+"""For a whole dial-back, from name to nonce: a peer that needs longer is of little use."""
+
+NONCE_LEAST, NONCE_MOST = 16, 32
+"""Bytes of a nonce: below, it could be guessed."""
+
+REQUEST_LIMIT: Final = PAYMENT + RECORD_LIMIT + 256
+"""Bytes of a question: a payment or a record, and the fields beside it."""
 
 REPLY_LIMIT: Final = ENVELOPE_LIMIT
 """Bytes of an answer: what a control message may carry on every link."""
@@ -61,8 +72,8 @@ WATCH_SECONDS: Final = 25.0
 """A watch is answered by then: NAT tables and firewalls forget an idle connection after 30 s."""
 
 _PEER_ID: Final = 64  # characters, before the exact check
-_REASON: Final = re.compile(r"[a-z]+(-[a-z]+)*")
-_REASON_LIMIT: Final = 32
+_WORD: Final = re.compile(r"[a-z]+(-[a-z]+)*")
+_WORD_LIMIT: Final = 32
 
 
 def check_swarm(name: str) -> str:
@@ -278,14 +289,81 @@ class Refusal:
     @classmethod
     def read(cls, id: int, f: Fields) -> Self:
         """The message in these fields. Raises WireError."""
-        reason = f.text("reason", _REASON_LIMIT)
-        if not _REASON.fullmatch(reason):
-            raise WireError("error.reason is wrong: must be small letters and hyphens")
-        return cls(id, reason)
+        return cls(id, _word(f, "reason", cls.TYPE))
 
 
-Request: TypeAlias = Announce | Watch | Leave
-Reply: TypeAlias = Welcome | Events | Bye | Refusal
+class Outcome(StrEnum):
+    """What came of a dial-back: the word on the wire."""
+
+    REACHABLE = "reachable"
+    REFUSED = "refused"
+    TIMED_OUT = "timed-out"
+    FOREIGN = "foreign"
+    UNREACHABLE = "unreachable"
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        return OUTCOMES[self]
+
+
+OUTCOMES = {
+    Outcome.REACHABLE: "this peer answered",
+    Outcome.REFUSED: "connection refused",
+    Outcome.TIMED_OUT: "timed out",
+    Outcome.FOREIGN: "something else answers there",
+    Outcome.UNREACHABLE: "this peer does not answer there",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DialBack:
+    """Dial me at `address`, which I have announced, and say `nonce` there. Answered by Verdict.
+
+    `payment` is any PAYMENT bytes where the address is of another host than the one that the
+    tracker sees us at, or a name; else it may be empty.
+    """
+
+    TYPE: ClassVar[str] = "dialback"
+    id: int
+    address: Address
+    nonce: bytes
+    payment: bytes = b""
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError."""
+        return cls(
+            id,
+            _address(f.text("address", ADDRESS_LIMIT), "dialback.address"),
+            f.bytes("nonce", NONCE_LEAST, NONCE_MOST),
+            f.bytes("payment", 0, PAYMENT),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of the dial-back: a word of Outcome, or one that only a newer tracker knows."""
+
+    TYPE: ClassVar[str] = "verdict"
+    id: int
+    outcome: str
+
+    @classmethod
+    def read(cls, id: int, f: Fields) -> Self:
+        """The message in these fields. Raises WireError."""
+        return cls(id, _word(f, "outcome", cls.TYPE))
+
+
+def _word(f: Fields, key: str, what: str) -> str:
+    word = f.text(key, _WORD_LIMIT)
+    if not _WORD.fullmatch(word):
+        raise WireError(f"{what}.{key} is wrong: must be small letters and hyphens")
+    return word
+
+
+Request: TypeAlias = Announce | Watch | Leave | DialBack
+Reply: TypeAlias = Welcome | Events | Bye | Refusal | Verdict
 Message: TypeAlias = Request | Reply
 M = TypeVar("M", bound=Message)
 _Table: TypeAlias = Mapping[str, Callable[[int, Fields], M]]
@@ -294,12 +372,14 @@ _REQUESTS: Final[_Table[Request]] = {
     Announce.TYPE: Announce.read,
     Watch.TYPE: Watch.read,
     Leave.TYPE: Leave.read,
+    DialBack.TYPE: DialBack.read,
 }
 _REPLIES: Final[_Table[Reply]] = {
     Welcome.TYPE: Welcome.read,
     Events.TYPE: Events.read,
     Bye.TYPE: Bye.read,
     Refusal.TYPE: Refusal.read,
+    Verdict.TYPE: Verdict.read,
 }
 
 
@@ -308,7 +388,7 @@ def to_bytes(message: Message) -> bytes:
     value: dict[str, object] = {"t": message.TYPE}
     for field in fields(message):
         item = getattr(message, field.name)
-        value[field.name] = str(item) if isinstance(item, Address | Reason) else item
+        value[field.name] = str(item) if isinstance(item, Address | StrEnum) else item
     return wire.encode(value)
 
 

@@ -21,13 +21,16 @@ from .address import Address
 # What a peer record carries at most; more ways in than that don't help anybody.
 ADDRESSES_LIMIT = 8
 
+# What is remembered of looks from outside: eight addresses and as many trackers.
+FINDINGS_LIMIT = ADDRESSES_LIMIT**2
+
 
 class Confidence(IntEnum):
     """How sure a way in is."""
 
     GUESSED = 1  # an address of this machine, or the tracker's sight of it, and our port
     GIVEN = 2  # the user says so (--public)
-    PROVED = 3  # somebody came in through it
+    PROVED = 3  # somebody came in through it, or a tracker dialled back
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ class Direct:
     """Others connect to the address that we listen on, with nothing in between.
 
     With `--public` that address is known. Without, it is guessed: the hosts under which trackers
-    saw us and the machine's own outgoing addresses, each with the port that we listen on.
+    saw us and the machine's own outgoing addresses, each with the port that we listen on. Trackers
+    that dial back say how it is: where one came through, the claim is proved for a while; where
+    none did, it is no more than a guess.
     """
 
     name = "direct"
@@ -62,6 +67,8 @@ class Direct:
         self._bound: Address | None = None
         self._seen: dict[str, None] = {}  # the last one is the latest news
         self._proved = False
+        # (address, who looked) → whether we were reached there, and until when that holds
+        self._findings: dict[tuple[Address, str], tuple[bool, float]] = {}
 
     def bound(self, address: Address) -> None:
         """We listen here."""
@@ -80,8 +87,31 @@ class Direct:
         """A peer has dialled us."""
         self._proved = True
 
+    def found(self, address: Address, by: str, reached: bool, until: float) -> None:
+        """Somebody has tried to reach us at an address; `by` says who, the newest word counts."""
+        self._findings.pop((address, by), None)
+        self._findings[address, by] = (reached, until)
+        if len(self._findings) > FINDINGS_LIMIT:
+            del self._findings[next(iter(self._findings))]
+
     def claims(self, now: float) -> tuple[Claim, ...]:
         """The addresses to announce."""
+        return tuple(self._judged(claim, now) for claim in self._given())
+
+    def _judged(self, claim: Claim, now: float) -> Claim:
+        """A claim in the light of what was found: one success counts more than any failure."""
+        found = [
+            (reached, until)
+            for (address, _), (reached, until) in self._findings.items()
+            if address == claim.address and until > now
+        ]
+        proofs = [until for reached, until in found if reached]
+        if proofs:
+            return Claim(claim.address, Confidence.PROVED, max(proofs))
+        return Claim(claim.address, Confidence.GUESSED) if found else claim
+
+    def _given(self) -> tuple[Claim, ...]:
+        """The addresses, as sure as they are without a look from outside."""
         sure = Confidence.PROVED if self._proved else None
         if self._public is not None:
             return (Claim(self._public, sure or Confidence.GIVEN),)
