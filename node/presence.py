@@ -125,19 +125,19 @@ class Presence:
         while True:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
             own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
-            self._saw(own)
+            self._saw(f"towards {tracker}", own)
             await trio.sleep(ADDRESS_SECONDS)
 
     async def _watch_sight(self, client: TrackerClient) -> None:
         """Look where a tracker sees us."""
         while True:
             seen = client.state.seen
-            self._saw(seen.host if seen else None)
+            self._saw(f"by {client.state.address}", seen.host if seen else None)
             await trio.sleep(SIGHT_SECONDS)
 
-    def _saw(self, host: str | None) -> None:
+    def _saw(self, source: str, host: str | None) -> None:
         """Announce a new address everywhere."""
-        if host is not None and self._direct.saw(host):
+        if host is not None and self._direct.saw(source, host):
             self._refresh()
 
     def _refresh(self) -> None:

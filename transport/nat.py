@@ -65,7 +65,7 @@ class Direct:
     def __init__(self, public: Address | None) -> None:
         self._public = public
         self._bound: Address | None = None
-        self._seen: dict[str, None] = {}  # the last one is the latest news
+        self._seen: dict[str, str] = {}  # by source; the last one is the latest news
         self._proved = False
         # (address, who looked) → whether we were reached there, and until when that holds
         self._findings: dict[tuple[Address, str], tuple[bool, float]] = {}
@@ -74,14 +74,18 @@ class Direct:
         """We listen here."""
         self._bound = address
 
-    def saw(self, host: str) -> bool:
-        """A tracker saw us as this host; True where that is news."""
-        new = host not in self._seen
-        self._seen.pop(host, None)
-        self._seen[host] = None
-        if len(self._seen) > ADDRESSES_LIMIT:
-            del self._seen[next(iter(self._seen))]
-        return new
+    def saw(self, source: str, host: str) -> bool:
+        """The newest word of one source: we are at this host. True where that changes our claims.
+
+        A source is a tracker that saw us, or a look at our own machine; what it said before is
+        past: the address may be somebody else's by now.
+        """
+        if self._seen.get(source) == host:
+            return False
+        before = set(self._seen.values())
+        self._seen.pop(source, None)
+        self._seen[source] = host
+        return set(self._seen.values()) != before
 
     def came_in(self) -> None:
         """A peer has dialled us."""
@@ -122,7 +126,7 @@ class Direct:
             return (Claim(self._bound, sure or Confidence.GIVEN),)
         return tuple(
             Claim(Address(host, self._bound.port), sure or Confidence.GUESSED)
-            for host in reversed(self._seen)
+            for host in dict.fromkeys(reversed(self._seen.values()))
             if (ip := _ip(host)) is not None and ip.version == bound.version
         )
 
