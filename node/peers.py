@@ -239,6 +239,7 @@ class _Race:
                         await failed.wait()
                     if over():
                         nursery.cancel_scope.cancel()
+                        break
         except BaseException:
             await self._close(self._links)
             raise
