@@ -22,7 +22,7 @@ import trio
 from ..tracker.checks import price
 from ..tracker.client import TrackerClient
 from ..tracker.errors import Reason, Refused, TrackerError
-from ..tracker.protocol import NONCE_MOST, Outcome
+from ..tracker.verdict import NONCE_MOST, Outcome
 from ..transport.address import Address, is_name, is_public
 from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Link

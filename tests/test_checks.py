@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from p2pnode.tracker.checks import ALL, HOST, PEER, STRANGER, Budget, Limit, check_price, price
 from p2pnode.tracker.errors import Reason, Refused
-from p2pnode.tracker.protocol import PAYMENT
+from p2pnode.tracker.verdict import PAYMENT
 from p2pnode.transport.address import Address
 
 HOME, OTHER = "2.2.2.2", "9.9.9.9"

@@ -22,21 +22,17 @@ from lab import Lab, identity
 from p2pnode.tracker.dialback import DialBacks, resolve
 from p2pnode.tracker.errors import Reason, Refused
 from p2pnode.tracker.protocol import (
-    DIALBACK_SECONDS,
-    PAYMENT,
     Announce,
-    DialBack,
-    Outcome,
     PeerRecord,
     Refusal,
     Reply,
-    Verdict,
     Welcome,
     parse_reply,
     to_bytes,
 )
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import MISTAKES, TrackerServer
+from p2pnode.tracker.verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Outcome, Verdict
 from p2pnode.transport.address import Address
 from p2pnode.transport.envelope import Kind, seal
 from p2pnode.transport.link import Link

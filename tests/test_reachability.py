@@ -19,11 +19,9 @@ from p2pnode.node.reachability import CHECK_SECONDS, HOLD_SECONDS, RETRY_SECONDS
 from p2pnode.tracker.protocol import (
     WATCH_SECONDS,
     Announce,
-    DialBack,
     Events,
     Leave,
     Refusal,
-    Verdict,
     Watch,
     Welcome,
     parse_request,
@@ -31,6 +29,7 @@ from p2pnode.tracker.protocol import (
 )
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import TrackerServer
+from p2pnode.tracker.verdict import DialBack, Verdict
 from p2pnode.transport import nat
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed

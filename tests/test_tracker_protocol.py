@@ -12,21 +12,18 @@ from hypothesis import strategies as st
 from records import peer, record, sealed, signed
 
 from lab import identity
-from p2pnode.tracker import protocol, registry, server
+from p2pnode.tracker import protocol, registry, server, verdict
 from p2pnode.tracker.errors import SENTENCES, ProtocolError, Reason, RecordError, Refused
 from p2pnode.tracker.protocol import (
     Announce,
     Bye,
-    DialBack,
     Events,
     Leave,
     Message,
-    Outcome,
     PeerRecord,
     Refusal,
     Reply,
     Request,
-    Verdict,
     Watch,
     Welcome,
     open_record,
@@ -34,6 +31,7 @@ from p2pnode.tracker.protocol import (
     parse_request,
     to_bytes,
 )
+from p2pnode.tracker.verdict import DialBack, Outcome, Verdict
 from p2pnode.transport import wire
 from p2pnode.transport.address import Address
 from p2pnode.transport.envelope import Kind, seal
@@ -109,7 +107,7 @@ def test_the_docs_tell_every_reason_and_limit() -> None:
     assert {name: float(value) for name, value in told.items()} == {
         name: float(getattr(module, name))
         for name in told
-        for module in (protocol, registry, server)
+        for module in (protocol, registry, server, verdict)
         if hasattr(module, name)
     }
 
@@ -308,7 +306,7 @@ ANY_REQUEST = (
         IDS,
         ADDRESSES,
         st.binary(min_size=16, max_size=32),
-        st.sampled_from([b"", bytes(protocol.PAYMENT)]),
+        st.sampled_from([b"", bytes(verdict.PAYMENT)]),
     )
 )
 ANY_REPLY = (

@@ -16,8 +16,8 @@ from typing import Final
 
 from ..transport.address import is_name, is_public
 from .errors import Reason, Refused
-from .protocol import PAYMENT
 from .registry import owner
+from .verdict import PAYMENT
 
 
 @dataclass(slots=True)

@@ -25,20 +25,17 @@ from .checks import price
 from .contact import Contact
 from .errors import Reason, Refused, TrackerError
 from .protocol import (
-    DIALBACK_SECONDS,
-    PAYMENT,
     WATCH_SECONDS,
     Announce,
     Bye,
-    DialBack,
     Events,
     Leave,
     PeerRecord,
-    Verdict,
     Watch,
     Welcome,
 )
 from .roster import Roster
+from .verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Verdict
 
 DIAL_SECONDS: Final = 10.0
 """A connection and a handshake take three round trips; who needs longer is overloaded."""

@@ -21,7 +21,7 @@ from ..transport.errors import DialError, HandshakeError, LinkClosed, NoRoute
 from ..transport.link import Network
 from .checks import Budget, check_price, price
 from .errors import Reason, Refused
-from .protocol import DIALBACK_SECONDS, DialBack, Outcome
+from .verdict import DIALBACK_SECONDS, DialBack, Outcome
 
 Resolve: TypeAlias = Callable[[Address], Awaitable[str | None]]
 """The host that a name stands for; None for an unknown one."""

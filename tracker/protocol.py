@@ -11,47 +11,32 @@ The pages of docs/protocol/tracker.md show each message with the same bytes as t
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from ..transport import wire
-from ..transport.address import NAME_LIMIT, Address
+from ..transport.address import Address
 from ..transport.envelope import ENVELOPE_LIMIT, Kind, peek
 from ..transport.errors import (
-    AddressError,
     BadSignature,
     EnvelopeError,
-    IdentityError,
     WireError,
 )
-from ..transport.identity import public_key
 from ..transport.manifest import SWARM_LIMIT
 from ..transport.wire import INTEGER, Fields
 from .errors import ProtocolError, Reason, RecordError, Refused
+from .fields import ADDRESS_LIMIT, PEER_LIMIT, address, peer, word
+from .verdict import PAYMENT, DialBack, Verdict
 
 VERSION: Final = 1
 
 ADDRESSES: Final = 8
 """Addresses in a record: IPv4, IPv6, a name, and room for mapped and relayed ones."""
 
-ADDRESS_LIMIT: Final = NAME_LIMIT + 6
-"""Characters of HOST:PORT with the longest name there is."""
-
 RECORD_LIMIT: Final = 4 * 1024
 """Bytes of a signed record: eight of the longest names make 2 KiB, a usual one has 230 bytes."""
-
-PAYMENT: Final = 32 * 1024
-"""Bytes that a dial-back to another host costs: dialling and its handshake put less than 1 KiB on
-that host. AutoNAT v2 asks for 30 to 100 kB, for handshakes of up to 10 kB."""
-
-DIALBACK_SECONDS: Final = 5.0
-"""For a whole dial-back, from name to nonce: a peer that needs longer is of little use."""
-
-NONCE_LEAST, NONCE_MOST = 16, 32
-"""Bytes of a nonce: below, it could be guessed."""
 
 REQUEST_LIMIT: Final = PAYMENT + RECORD_LIMIT + 256
 """Bytes of a question: a payment or a record, and the fields beside it."""
@@ -70,10 +55,6 @@ TTL_LEAST, TTL_MOST = 1.0, 3600.0
 
 WATCH_SECONDS: Final = 25.0
 """A watch is answered by then: NAT tables and firewalls forget an idle connection after 30 s."""
-
-_PEER_ID: Final = 64  # characters, before the exact check
-_WORD: Final = re.compile(r"[a-z]+(-[a-z]+)*")
-_WORD_LIMIT: Final = 32
 
 
 def check_swarm(name: str) -> str:
@@ -123,19 +104,12 @@ class PeerRecord:
                 swarm=f.text("swarm", SWARM_LIMIT),
                 seq=f.integer("seq"),
                 addresses=tuple(
-                    _address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
+                    address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
                 ),
                 created=f.number("created"),
             )
         except WireError as error:
             raise RecordError(str(error)) from error
-
-
-def _address(text: str, what: str) -> Address:
-    try:
-        return Address.parse(text)
-    except AddressError as error:
-        raise WireError(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +197,7 @@ class Welcome:
         ttl = f.number("ttl")
         if not TTL_LEAST <= ttl <= TTL_MOST:
             raise WireError(f"ttl is {ttl}, must be from {TTL_LEAST} to {TTL_MOST}")
-        return cls(id, ttl, _address(f.text("seen", ADDRESS_LIMIT), "welcome.seen"))
+        return cls(id, ttl, address(f.text("seen", ADDRESS_LIMIT), "welcome.seen"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +224,8 @@ class Events:
             f.bytes("cursor", 0, CURSOR_LIMIT),
             f.boolean("fresh"),
             tuple(joined.bytes(key, 1, RECORD_LIMIT) for key in joined),
-            tuple(_peer(left.text(key, _PEER_ID), "events.left") for key in left),
+            tuple(peer(left.text(key, PEER_LIMIT), "events.left") for key in left),
         )
-
-
-def _peer(text: str, what: str) -> str:
-    try:
-        public_key(text)
-    except IdentityError as error:
-        raise WireError(f"{what}: {error}") from error
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,77 +255,7 @@ class Refusal:
     @classmethod
     def read(cls, id: int, f: Fields) -> Self:
         """The message in these fields. Raises WireError."""
-        return cls(id, _word(f, "reason", cls.TYPE))
-
-
-class Outcome(StrEnum):
-    """What came of a dial-back: the word on the wire."""
-
-    REACHABLE = "reachable"
-    REFUSED = "refused"
-    TIMED_OUT = "timed-out"
-    FOREIGN = "foreign"
-    UNREACHABLE = "unreachable"
-
-    @property
-    def sentence(self) -> str:
-        """The same for people."""
-        return OUTCOMES[self]
-
-
-OUTCOMES = {
-    Outcome.REACHABLE: "this peer answered",
-    Outcome.REFUSED: "connection refused",
-    Outcome.TIMED_OUT: "timed out",
-    Outcome.FOREIGN: "something else answers there",
-    Outcome.UNREACHABLE: "this peer does not answer there",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class DialBack:
-    """Dial me at `address`, which I have announced, and say `nonce` there. Answered by Verdict.
-
-    `payment` is any PAYMENT bytes where the address is of another host than the one that the
-    tracker sees us at, or a name; else it may be empty.
-    """
-
-    TYPE: ClassVar[str] = "dialback"
-    id: int
-    address: Address
-    nonce: bytes
-    payment: bytes = b""
-
-    @classmethod
-    def read(cls, id: int, f: Fields) -> Self:
-        """The message in these fields. Raises WireError."""
-        return cls(
-            id,
-            _address(f.text("address", ADDRESS_LIMIT), "dialback.address"),
-            f.bytes("nonce", NONCE_LEAST, NONCE_MOST),
-            f.bytes("payment", 0, PAYMENT),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of the dial-back: a word of Outcome, or one that only a newer tracker knows."""
-
-    TYPE: ClassVar[str] = "verdict"
-    id: int
-    outcome: str
-
-    @classmethod
-    def read(cls, id: int, f: Fields) -> Self:
-        """The message in these fields. Raises WireError."""
-        return cls(id, _word(f, "outcome", cls.TYPE))
-
-
-def _word(f: Fields, key: str, what: str) -> str:
-    word = f.text(key, _WORD_LIMIT)
-    if not _WORD.fullmatch(word):
-        raise WireError(f"{what}.{key} is wrong: must be small letters and hyphens")
-    return word
+        return cls(id, word(f, "reason", cls.TYPE))
 
 
 Request: TypeAlias = Announce | Watch | Leave | DialBack

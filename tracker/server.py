@@ -28,12 +28,10 @@ from .protocol import (
     WATCH_SECONDS,
     Announce,
     Bye,
-    DialBack,
     Events,
     Leave,
     Refusal,
     Reply,
-    Verdict,
     Watch,
     Welcome,
     open_record,
@@ -41,6 +39,7 @@ from .protocol import (
     to_bytes,
 )
 from .registry import PEERS_PER_HOST, Changes, Registry, owner
+from .verdict import DialBack, Verdict
 
 LINKS: Final = 900
 """Links at once: each costs a descriptor, and the usual limit of a process is 1024."""
