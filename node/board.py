@@ -158,11 +158,17 @@ class Board:
 
     # -- reading -----------------------------------------------------------------------------
 
+    def came_in(self) -> str:
+        """How many peers have dialled us, for people."""
+        count = len(self._dialled_in)
+        return f"reached by {count} peer{'s' * (count != 1)}" if count else "nobody came in yet"
+
     def snapshot(
         self,
         *,
         public: str,
         listening: str,
+        reachability: str,
         trackers: Iterable[TrackerStatus],
         peers: Peers,
         exchange: Exchange,
@@ -179,7 +185,7 @@ class Board:
             shard=self._facts.shard,
             public=public,
             listening=listening,
-            reachability=self._reachability(),
+            reachability=reachability,
             uptime=now - self._began,
             trackers=tuple(trackers),
             training=self.training,
@@ -190,10 +196,6 @@ class Board:
             events=tuple(self.events),
             rejects=tuple(sorted(self.rejects.items())),
         )
-
-    def _reachability(self) -> str:
-        count = len(self._dialled_in)
-        return f"reached by {count} peer{'s' * (count != 1)}" if count else "nobody came in yet"
 
     def _peers(
         self, peers: Peers, exchange: Exchange, mailbox: Mailbox, now: float

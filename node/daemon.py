@@ -123,7 +123,8 @@ class Node:
         await nursery.start(self.presence.run, self._bound, self.peers)
 
     async def _welcome(self, link: Link) -> None:
-        await self.exchange.serve(link)
+        if not await self.presence.dialled_back(link):
+            await self.exchange.serve(link)
 
     def stop(self) -> bool:
         """End the node politely; False if it is ending already."""
@@ -144,6 +145,7 @@ class Node:
         return self.board.snapshot(
             public=str(public[0]) if public else "",
             listening=str(self._bound or ""),
+            reachability=self.presence.reachability(self.board.came_in()),
             trackers=self.presence.statuses(),
             peers=self.peers,
             exchange=self.exchange,

@@ -26,6 +26,9 @@ from ..transport.session import Session
 
 # A connection and a handshake take three round trips; a blackholed address is given up after it.
 DIAL_SECONDS = 5.0
+# So much later the next address is dialled while one hasn't answered (RFC 8305 says a quarter of a
+# second for a connection; a handshake has two round trips more).
+STAGGER_SECONDS = 0.5
 # The waits between tries: soon again after a restart, never a storm.
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 # A session that lasted so long starts the waits anew.
@@ -198,24 +201,67 @@ class Peers:
         return self._clock() - began
 
     async def _dial(self, known: Known) -> Link | None:
-        """Dial its addresses in turn; the first that answers counts."""
+        """Dial its addresses, each a little after the one before; the first that answers counts."""
         listing = self._listed.get(known.peer)
-        troubles = []
-        for address in listing.addresses if listing else ():
-            try:
-                with trio.fail_after(DIAL_SECONDS):
-                    return await self._network.dial(address, "peer", known.peer)
-            except trio.TooSlowError:
-                troubles.append(f"{address}: no answer in {DIAL_SECONDS:.0f} s")
-            except (TransportError, OSError) as error:
-                troubles.append(str(error))
-            if known.peer in self._exchange.sessions:
-                return None  # it came to us meanwhile
-        self._tell(known, "; ".join(troubles))
-        return None
+        race = _Race(self._network, known.peer, listing.addresses if listing else ())
+        link = await race.run(lambda: known.peer in self._exchange.sessions)
+        if link is None and known.peer not in self._exchange.sessions:
+            self._tell(known, race.trouble)
+        return link
 
     def _tell(self, known: Known, trouble: str) -> None:
         """Say why it can't be reached, once."""
         if trouble and trouble != known.trouble:
             self._log("info", f"can't reach {short(known.peer)}: {trouble}")
         known.trouble = trouble
+
+
+class _Race:
+    """Several addresses of one peer are dialled; one that never answers holds up no other."""
+
+    def __init__(self, network: Network, peer: str, addresses: tuple[Address, ...]) -> None:
+        self._network, self._peer = network, peer
+        self._addresses = addresses
+        self._links: list[Link] = []
+        self._troubles: dict[Address, str] = {}
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody answered."""
+        return "; ".join(self._troubles[a] for a in self._addresses if a in self._troubles)
+
+    async def run(self, over: Callable[[], bool]) -> Link | None:
+        """The first link, or None where there is none, or `over()` says that none is needed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for address in self._addresses:
+                    failed = trio.Event()
+                    nursery.start_soon(self._try, address, failed, nursery.cancel_scope)
+                    with trio.move_on_after(STAGGER_SECONDS):
+                        await failed.wait()
+                    if over():
+                        nursery.cancel_scope.cancel()
+                        break
+        except BaseException:
+            await self._close(self._links)
+            raise
+        await self._close(self._links[1:])
+        return self._links[0] if self._links else None
+
+    async def _try(self, address: Address, failed: trio.Event, race: trio.CancelScope) -> None:
+        try:
+            with trio.fail_after(DIAL_SECONDS):
+                self._links.append(await self._network.dial(address, "peer", self._peer))
+            race.cancel()
+        except trio.TooSlowError:
+            self._troubles[address] = f"{address}: no answer in {DIAL_SECONDS:.0f} s"
+        except (TransportError, OSError) as error:
+            self._troubles[address] = str(error)
+        failed.set()
+
+    @staticmethod
+    async def _close(links: list[Link]) -> None:
+        """Two may answer at the same moment."""
+        with trio.CancelScope(shield=True):
+            for link in links:
+                await link.aclose()

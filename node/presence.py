@@ -14,9 +14,10 @@ from ..transport import nat
 from ..transport.address import Address
 from ..transport.envelope import Kind, seal
 from ..transport.identity import Identity
-from ..transport.link import Network
+from ..transport.link import Link, Network
 from .config import Config
 from .peers import Peers
+from .reachability import Reachability
 from .status import TrackerStatus
 
 # How often the machine's own address towards the trackers is looked at (DHCP, another Wi-Fi).
@@ -43,6 +44,9 @@ class Presence:
         self._swarm, self._identity = config.swarm, identity
         self._clock, self._wall, self._log = clock, wall, log
         self._direct = nat.Direct(config.public)
+        self._reachability = Reachability(
+            self._direct, self.addresses, clock=clock, chance=chance, log=log, news=self._refresh
+        )
         self._record_seq = 0
         self._clients = {
             address: TrackerClient(
@@ -68,6 +72,7 @@ class Presence:
                 await nursery.start(client.run, self._record, joined, left)
                 nursery.start_soon(self._watch_own_host, address)
                 nursery.start_soon(self._watch_sight, client)
+                nursery.start_soon(self._reachability.watch, client)
             task_status.started()
             if not self._clients:
                 self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
@@ -81,6 +86,14 @@ class Presence:
     def came_in(self) -> None:
         """A peer dialled us: we can be reached."""
         self._direct.came_in()
+
+    async def dialled_back(self, link: Link) -> bool:
+        """Whether this link is a tracker's that checks if it can reach us; then it is done with."""
+        return await self._reachability.met(link)
+
+    def reachability(self, came: str) -> str:
+        """What trackers that dialled back found, for people; else `came`, who has come in."""
+        return self._reachability.text(came)
 
     def addresses(self) -> tuple[Address, ...]:
         """What is announced now."""
@@ -112,21 +125,24 @@ class Presence:
         while True:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
             own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
-            self._saw(own)
+            self._saw(f"towards {tracker}", own)
             await trio.sleep(ADDRESS_SECONDS)
 
     async def _watch_sight(self, client: TrackerClient) -> None:
         """Look where a tracker sees us."""
         while True:
             seen = client.state.seen
-            self._saw(seen.host if seen else None)
+            self._saw(f"by {client.state.address}", seen.host if seen else None)
             await trio.sleep(SIGHT_SECONDS)
 
-    def _saw(self, host: str | None) -> None:
+    def _saw(self, source: str, host: str | None) -> None:
         """Announce a new address everywhere."""
-        if host is not None and self._direct.saw(host):
-            for client in self._clients.values():
-                client.refresh()
+        if host is not None and self._direct.saw(source, host):
+            self._refresh()
+
+    def _refresh(self) -> None:
+        for client in self._clients.values():
+            client.refresh()
 
     def _record(self) -> bytes:
         """A fresh signed peer record. Wall-clock numbers grow across restarts, too."""

@@ -7,6 +7,7 @@ Faults are context managers, so that a test reads as what happens to the network
     with lab.cut("10.0.0.1"): …          links of that host are lost, dialling it fails
     with lab.slow(0.5): …                every frame takes half a second
     with lab.corrupt("10.0.0.1"): …      model bytes that this host sends are altered on the way
+    with lab.filtered("10.0.0.1"): …     dialling that host is never answered, as behind a NAT
     with lab.silent("10.0.0.1"): …       frames from that host vanish, nothing is closed
 """
 
@@ -110,6 +111,8 @@ class Lab:
     listeners: dict[Address, Listener] = field(default_factory=dict)
     links: set[LabLink] = field(default_factory=set)
     cut_hosts: set[str] = field(default_factory=set)
+    filtered_hosts: set[str] = field(default_factory=set)
+    dials: list[tuple[str, Address]] = field(default_factory=list)
     mute: set[str] = field(default_factory=set)
     corrupted: set[str] = field(default_factory=set)
     delay: float = 0.0
@@ -131,6 +134,14 @@ class Lab:
             yield
         finally:
             self.cut_hosts.discard(host)
+
+    @contextmanager
+    def filtered(self, host: str) -> Iterator[None]:
+        self.filtered_hosts.add(host)
+        try:
+            yield
+        finally:
+            self.filtered_hosts.discard(host)
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
@@ -167,6 +178,9 @@ class LabNetwork:
 
     async def dial(self, address: Address, service: Service, expect: str | None = None) -> LabLink:
         await trio.lowlevel.checkpoint()
+        self.lab.dials.append((self.host, address))
+        if address.host in self.lab.filtered_hosts:
+            await trio.sleep_forever()
         listener = self.lab.listeners.get(address)
         if listener is None or {address.host, self.host} & self.lab.cut_hosts:
             raise DialError(f"{address}: connection refused")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnode.transport.address import Address
+from p2pnode.transport.address import Address, is_name, is_public
 from p2pnode.transport.errors import AddressError
 
 STEADY = settings(deadline=None, derandomize=True)
@@ -144,3 +144,29 @@ def test_any_text_gives_an_address_or_address_error(text: str) -> None:
     except AddressError:
         return
     assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize("host", ["2.2.2.2", "100.63.0.1", "223.1.1.1", "2a00::1", "2001:4860::1"])
+def test_public_hosts(host: str) -> None:
+    """Addresses that are the same machine for everybody."""
+    assert is_public(host)
+    assert not is_name(host)
+
+
+SPECIAL = """
+    10.0.0.1 100.64.0.1 127.0.0.1 169.254.1.1 198.51.100.1 224.0.0.1 0.0.0.0 240.0.0.1 ::1
+    fe80::1%eth0 fd00::1 ff0e::1 2001:db8::1 64:ff9b::808:808 2002:808:808::1 fec0::1 5f00::1
+"""
+
+
+@pytest.mark.parametrize("host", SPECIAL.split())
+def test_hosts_of_some_network(host: str) -> None:
+    """Special addresses are not public, nor those that stand for an IPv4 address."""
+    assert not is_public(host)
+    assert not is_name(host)
+
+
+def test_names_are_not_public() -> None:
+    """What a name stands for isn't known here."""
+    assert not is_public("name.example")
+    assert is_name("name.example")

@@ -83,6 +83,7 @@ class Node:
         return self.board.snapshot(
             public="2.2.2.2:6000",
             listening="0.0.0.0:6000",
+            reachability=self.board.came_in(),
             trackers=[TrackerStatus("t:5555", "connected", "", 2)],
             peers=fake,
             exchange=fake,

@@ -9,6 +9,7 @@ import pytest
 from p2pnode.transport.address import Address
 from p2pnode.transport.nat import (
     ADDRESSES_LIMIT,
+    FINDINGS_LIMIT,
     Claim,
     Confidence,
     Direct,
@@ -40,14 +41,14 @@ def test_what_the_user_says_counts() -> None:
     """With --public that address is announced, and no other, whatever trackers see."""
     direct = Direct(Address("2.2.2.2", 6000))
     direct.bound(EVERYWHERE)
-    direct.saw("9.9.9.9")
+    direct.saw("tracker", "9.9.9.9")
     assert direct.claims(0.0) == (Claim(Address("2.2.2.2", 6000), Confidence.GIVEN),)
 
 
 def test_nothing_is_claimed_before_we_listen() -> None:
     """A sight of us is of no use without our port."""
     direct = Direct(None)
-    direct.saw("9.9.9.9")
+    direct.saw("tracker", "9.9.9.9")
     assert direct.claims(0.0) == ()
 
 
@@ -56,19 +57,41 @@ def test_a_bound_address_is_announced(text: str) -> None:
     """Who listens on one address of the machine can be reached there."""
     direct = Direct(None)
     direct.bound(Address.parse(text))
-    direct.saw("9.9.9.9")
+    direct.saw("tracker", "9.9.9.9")
     assert direct.claims(0.0) == (Claim(Address.parse(text), Confidence.GIVEN),)
 
 
 def test_sights_are_guesses() -> None:
-    """Listening everywhere: where trackers saw us, with our port, the latest first, each once."""
+    """Listening everywhere: where we were seen, with our port, the latest news first, each once."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    assert direct.saw("10.0.0.5")
-    assert direct.saw("9.9.9.9")
-    assert not direct.saw("10.0.0.5")
-    assert hosts(direct) == ["10.0.0.5:6000", "9.9.9.9:6000"]
+    assert direct.saw("ourselves", "10.0.0.5")
+    assert direct.saw("tracker", "9.9.9.9")
+    assert not direct.saw("another tracker", "9.9.9.9")
+    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
     assert {claim.confidence for claim in direct.claims(0.0)} == {Confidence.GUESSED}
+
+
+def test_the_same_word_again_changes_nothing() -> None:
+    """Sources are asked again and again; what is announced, and its order, stays."""
+    direct = Direct(None)
+    direct.bound(EVERYWHERE)
+    direct.saw("ourselves", "10.0.0.5")
+    direct.saw("tracker", "9.9.9.9")
+    assert not direct.saw("ourselves", "10.0.0.5")
+    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
+
+
+def test_an_address_that_we_had_is_not_announced() -> None:
+    """After a move the old address may be somebody else's, and costs who dials it seconds."""
+    direct = Direct(None)
+    direct.bound(EVERYWHERE)
+    direct.saw("ourselves", "10.0.0.5")
+    direct.saw("tracker", "9.9.9.9")
+    assert direct.saw("ourselves", "172.16.3.3")
+    assert hosts(direct) == ["172.16.3.3:6000", "9.9.9.9:6000"]
+    assert direct.saw("tracker", "8.8.8.8")
+    assert hosts(direct) == ["8.8.8.8:6000", "172.16.3.3:6000"]
 
 
 def test_only_hosts_that_we_listen_on_are_guessed() -> None:
@@ -77,26 +100,60 @@ def test_only_hosts_that_we_listen_on_are_guessed() -> None:
         direct = Direct(None)
         direct.bound(bound)
         for host in ("9.9.9.9", "2001:db8::7", "name.example"):
-            direct.saw(host)
+            direct.saw(f"saw {host}", host)
         assert hosts(direct) == [expected]
 
 
-def test_a_lying_tracker_fills_no_memory() -> None:
-    """Of any number of sights the latest few are kept."""
+def test_a_record_has_room_for_a_few() -> None:
+    """Of many trackers' sights the latest are announced."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    for number in range(100):
-        direct.saw(f"10.0.0.{number}")
-    assert hosts(direct) == [f"10.0.0.{n}:6000" for n in range(99, 99 - ADDRESSES_LIMIT, -1)]
+    for number in range(20):
+        direct.saw(f"tracker {number}", f"10.0.0.{number}")
+    assert hosts(direct) == [f"10.0.0.{n}:6000" for n in range(19, 19 - ADDRESSES_LIMIT, -1)]
 
 
 def test_who_came_in_proves_the_way() -> None:
     """Once a peer has dialled us, our claims are no guesses any more."""
     for direct in (Direct(Address("2.2.2.2", 6000)), Direct(None)):
         direct.bound(EVERYWHERE)
-        direct.saw("9.9.9.9")
+        direct.saw("tracker", "9.9.9.9")
         direct.came_in()
         assert [claim.confidence for claim in direct.claims(0.0)] == [Confidence.PROVED]
+
+
+def test_looks_from_outside() -> None:
+    """A success proves an address for its time, failures make it a guess, one success outweighs."""
+    public, other = Address("2.2.2.2", 6000), Address("3.3.3.3", 6000)
+    direct = Direct(public)
+    direct.found(public, "one", False, 10.0)
+    assert direct.claims(9.0) == (Claim(public, Confidence.GUESSED),)
+    assert direct.claims(10.0) == (Claim(public, Confidence.GIVEN),)
+    direct.found(public, "two", True, 20.0)
+    direct.found(other, "two", True, 30.0)  # announced no more
+    assert direct.claims(9.0) == (Claim(public, Confidence.PROVED, 20.0),)
+    assert direct.claims(20.0) == (Claim(public, Confidence.GIVEN),)
+    direct.found(public, "two", False, 40.0)
+    assert direct.claims(19.0) == (Claim(public, Confidence.GUESSED),)
+
+
+def test_a_failed_look_outweighs_who_came_in() -> None:
+    """Peers of the LAN come in while those outside can't: that address is announced last."""
+    direct = Direct(None)
+    direct.bound(EVERYWHERE)
+    direct.saw("ourselves", "10.0.0.5")
+    direct.saw("tracker", "9.9.9.9")
+    direct.came_in()
+    direct.found(Address("9.9.9.9", 6000), "tracker", False, 10.0)
+    assert hosts(direct) == ["10.0.0.5:6000", "9.9.9.9:6000"]
+
+
+def test_looks_fill_no_memory() -> None:
+    """Of any number of addresses the latest looks are kept."""
+    direct = Direct(None)
+    for number in range(1, 1000):
+        direct.found(Address("9.9.9.9", number), "tracker", True, 1.0)
+    assert len(direct._findings) == FINDINGS_LIMIT
 
 
 def test_the_surest_way_comes_first() -> None:

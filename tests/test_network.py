@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -18,7 +19,7 @@ import trio
 from lab import identity
 from p2pnode.transport import network as module
 from p2pnode.transport.address import Address
-from p2pnode.transport.errors import DialError, HandshakeError, ListenError
+from p2pnode.transport.errors import DialError, HandshakeError, ListenError, NoRoute
 from p2pnode.transport.handshake import HELLO_SIZE, REPLY_SIZE, Dialler, magic
 from p2pnode.transport.link import Link
 from p2pnode.transport.network import TcpNetwork
@@ -388,3 +389,16 @@ def test_addresses_that_are_not_ours(host: str, monkeypatch: pytest.MonkeyPatch)
             )
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.ECONNREFUSED])
+def test_no_way_is_told_from_no_answer(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without IPv6 can't say that nobody answers there."""
+
+    async def connect(*_: object, **__: object) -> None:
+        raise OSError("all attempts failed") from ExceptionGroup("", [OSError(number, "no")])
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    with pytest.raises(DialError, match=os.strerror(number).lower()) as caught:
+        trio.run(TcpNetwork(ALICE).dial, Address("2001:4860::1", 6000), "peer")
+    assert isinstance(caught.value, NoRoute) == (number != errno.ECONNREFUSED)

@@ -24,6 +24,7 @@ from p2pnode.node.peers import (
     FORGET_SECONDS,
     RETRY_FIRST,
     RETRY_MOST,
+    STAGGER_SECONDS,
     STEADY_SECONDS,
     Peers,
 )
@@ -60,16 +61,18 @@ class Shelf:
 
 @dataclass
 class Wire:
-    """A host's network: notes when what was dialled; some hosts swallow every packet."""
+    """A host's network: notes when what was dialled; some hosts swallow all packets, or delay."""
 
     network: Any
     dials: list[tuple[float, Address]] = field(default_factory=list)
     holes: set[str] = field(default_factory=set)
+    late: dict[str, float] = field(default_factory=dict)
 
     async def dial(self, address: Address, service: Service, expect: str | None = None) -> LabLink:
         self.dials.append((trio.current_time(), address))
         if address.host in self.holes:
             await trio.sleep_forever()
+        await trio.sleep(self.late.get(address.host, 0))
         link: LabLink = await self.network.dial(address, service, expect)
         return link
 
@@ -223,7 +226,7 @@ def test_news_of_a_peer_end_the_wait() -> None:
 
 
 def test_the_first_address_that_answers_counts() -> None:
-    """Refused, silent and foreign addresses cost their time only, and are told once."""
+    """Refused, silent and foreign addresses hold up the right one for half a second at most."""
 
     async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
         await bob.listen()
@@ -231,12 +234,46 @@ def test_the_first_address_that_answers_counts() -> None:
         hole = Address("10.0.0.98", PORT)
         alice.wire.holes.add(hole.host)
         alice.hear_of(bob, Address("10.0.0.97", PORT), hole, carol.address, bob.address)
-        await trio.sleep(DIAL_SECONDS - 1)
+        await trio.sleep(STAGGER_SECONDS - 0.1)
         assert alice.state_of(bob) == "connecting"
-        await trio.sleep(2)
+        await trio.sleep(0.2)
         assert alice.state_of(bob) == "connected"
+        assert not alice.lines
 
     stage(check, 3)
+
+
+def test_two_addresses_answer_at_once() -> None:
+    """A slow one that answers beside a quick one: one link is used, nothing stays open."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await bob.listen()
+        slow = Address("10.0.0.98", PORT)
+        lab.listeners[slow] = lab.listeners[bob.address]
+        alice.wire.late[slow.host] = STAGGER_SECONDS
+        alice.hear_of(bob, slow, bob.address)
+        await trio.sleep(30)
+        assert alice.state_of(bob) == bob.state_of(alice) == "connected"
+        assert len(lab.links) == 2  # the two ends
+
+    stage(check)
+
+
+def test_a_peer_that_comes_while_we_dial_it() -> None:
+    """Its other addresses aren't dialled then, and nothing is said of those that didn't answer."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await alice.listen()
+        holes = [Address(f"10.0.0.{n}", PORT) for n in (97, 98, 99)]
+        alice.wire.holes |= {hole.host for hole in holes}
+        alice.hear_of(bob, *holes)
+        bob.hear_of(alice)
+        await trio.sleep(2 * DIAL_SECONDS)
+        assert alice.state_of(bob) == "connected"
+        assert [address for _, address in alice.wire.dials] == holes[:1]
+        assert not [line for line in alice.lines if "can't reach" in line]
+
+    stage(check)
 
 
 def test_why_a_peer_cannot_be_reached_is_said_once() -> None:

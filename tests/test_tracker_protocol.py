@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from records import peer, record, sealed, signed
 
 from lab import identity
-from p2pnode.tracker import protocol, registry, server
+from p2pnode.tracker import protocol, registry, server, verdict
 from p2pnode.tracker.errors import SENTENCES, ProtocolError, Reason, RecordError, Refused
 from p2pnode.tracker.protocol import (
     Announce,
@@ -31,6 +31,7 @@ from p2pnode.tracker.protocol import (
     parse_request,
     to_bytes,
 )
+from p2pnode.tracker.verdict import DialBack, Outcome, Verdict
 from p2pnode.transport import wire
 from p2pnode.transport.address import Address
 from p2pnode.transport.envelope import Kind, seal
@@ -62,12 +63,14 @@ REQUESTS: dict[str, Request] = {
     "tracker-watch-first": Watch(2),
     "tracker-watch": Watch(3, CURSOR),
     "tracker-leave": Leave(4),
+    "tracker-dialback": DialBack(6, Address("2.2.2.2", 6000), bytes(range(32))),
 }
 REPLIES: dict[str, Reply] = {
     "tracker-welcome": Welcome(1, 30.0, Address("2.2.2.2", 40001)),
     "tracker-events": Events(2, CURSOR, True, (ENVELOPE,), (peer(1),)),
     "tracker-bye": Bye(4),
     "tracker-error": Refusal(5, "stale"),
+    "tracker-verdict": Verdict(6, "timed-out"),
 }
 MESSAGES: dict[str, Message] = {**REQUESTS, **REPLIES}
 
@@ -97,12 +100,14 @@ def test_the_docs_tell_every_reason_and_limit() -> None:
     page = (Path(__file__).parent.parent / "docs/protocol/tracker.md").read_text()
     for reason in Reason:
         assert f"| `{reason}` | {SENTENCES[reason]} |" in page
+    for outcome in Outcome:
+        assert f"| `{outcome}` | {outcome.sentence} |" in page
     told = dict(re.findall(r"\| `([A-Z_]+)` \| ([0-9.]+) \|", page))
     assert told
     assert {name: float(value) for name, value in told.items()} == {
         name: float(getattr(module, name))
         for name in told
-        for module in (protocol, registry, server)
+        for module in (protocol, registry, server, verdict)
         if hasattr(module, name)
     }
 
@@ -196,7 +201,7 @@ def test_questions_and_answers_are_not_confused() -> None:
 def test_oversize_is_refused_before_decoding() -> None:
     """More bytes than a message may have are never parsed."""
     with pytest.raises(ProtocolError, match="at most"):
-        parse_request(to_bytes(Announce(1, b"x" * 4097)) + b"x" * 4096)
+        parse_request(to_bytes(Announce(1, b"x" * 4097)) + b"x" * protocol.REQUEST_LIMIT)
     with pytest.raises(ProtocolError, match="at most"):
         parse_reply(b"x" * (protocol.REPLY_LIMIT + 1))
 
@@ -296,6 +301,13 @@ ANY_REQUEST = (
     st.builds(Announce, IDS, ENVELOPES)
     | st.builds(Watch, IDS, st.binary(max_size=32))
     | st.builds(Leave, IDS)
+    | st.builds(
+        DialBack,
+        IDS,
+        ADDRESSES,
+        st.binary(min_size=16, max_size=32),
+        st.sampled_from([b"", bytes(verdict.PAYMENT)]),
+    )
 )
 ANY_REPLY = (
     st.builds(Welcome, IDS, st.floats(1, 3600), ADDRESSES)
@@ -309,6 +321,7 @@ ANY_REPLY = (
     )
     | st.builds(Bye, IDS)
     | st.builds(Refusal, IDS, st.sampled_from([*map(str, Reason), "something-new"]))
+    | st.builds(Verdict, IDS, st.sampled_from([*map(str, Outcome), "something-new"]))
 )
 
 
@@ -344,6 +357,10 @@ KEYS = st.sampled_from(
         "joined",
         "left",
         "reason",
+        "address",
+        "nonce",
+        "payment",
+        "outcome",
         "version",
         "swarm",
         "seq",

@@ -19,12 +19,23 @@ from typing import Final, Literal
 import trio
 
 from ..transport.address import Address
-from ..transport.errors import TransportError
+from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Network
+from .checks import price
 from .contact import Contact
-from .errors import TrackerError
-from .protocol import WATCH_SECONDS, Announce, Bye, Events, Leave, PeerRecord, Watch, Welcome
+from .errors import Reason, Refused, TrackerError
+from .protocol import (
+    WATCH_SECONDS,
+    Announce,
+    Bye,
+    Events,
+    Leave,
+    PeerRecord,
+    Watch,
+    Welcome,
+)
 from .roster import Roster
+from .verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Verdict
 
 DIAL_SECONDS: Final = 10.0
 """A connection and a handshake take three round trips; who needs longer is overloaded."""
@@ -127,6 +138,8 @@ class TrackerClient:
         self._grace = GRACE
         self._seen: Address | None = None
         self._contact: Contact | None = None
+        self.tracker = ""  # its peer ID, once there has been a contact
+        self._older: Contact | None = None  # with a tracker that knows no dial-back
         self._due = trio.Event()
         self._leaving = False
         self._running = trio.CancelScope()
@@ -147,6 +160,25 @@ class TrackerClient:
     def refresh(self) -> None:
         """Announce a new record now, not only at the next third of the TTL."""
         self._due.set()
+
+    async def dial_back(self, address: Address, nonce: bytes) -> str:
+        """Let the tracker dial one of our announced addresses: the protocol.Outcome, as a word.
+
+        Raises Refused (also by an older tracker, with MALFORMED), Silent, LinkClosed.
+        """
+        contact = self._contact
+        if contact is None or self._seen is None:
+            raise LinkClosed
+        if contact is self._older:
+            raise Refused(Reason.MALFORMED)  # as it said; asking again would count against us
+        payment = bytes(PAYMENT if price(address.host, self._seen.host) else 0)
+        ask = partial(DialBack, address=address, nonce=nonce, payment=payment)
+        try:
+            return (await contact.ask(ask, Verdict, DIALBACK_SECONDS + REPLY_SECONDS)).outcome
+        except Refused as error:
+            if error.reason == Reason.MALFORMED:
+                self._older = contact
+            raise
 
     async def run(
         self,
@@ -196,6 +228,7 @@ class TrackerClient:
         except (TransportError, OSError) as error:
             return _reason(error, self._address)
         try:
+            self.tracker = link.peer
             return await self._keep(Contact(link), owner)
         finally:
             self._contact = None

@@ -25,6 +25,11 @@ class Reason(StrEnum):
     HOST_FULL = "host-full"
     SWARM_FULL = "swarm-full"
     TRACKER_FULL = "tracker-full"
+    NOT_ANNOUNCED = "not-announced"
+    PRIVATE_ADDRESS = "private-address"
+    UNPAID = "unpaid"
+    NO_ROUTE = "no-route"
+    TOO_OFTEN = "too-often"
 
     @property
     def sentence(self) -> str:
@@ -38,15 +43,26 @@ SENTENCES = {
     Reason.BAD_SIGNATURE: "the record's signature doesn't match",
     Reason.OTHER_SWARM: "one connection serves one swarm",
     Reason.STALE: "a newer record of this peer is known (does another node use this key?)",
-    Reason.UNANNOUNCED: "announce comes before watch and leave",
+    Reason.UNANNOUNCED: "announce comes before watch, leave and dialback",
     Reason.BUSY: "one watch at a time on a connection",
     Reason.HOST_FULL: "too many peers from this host",
     Reason.SWARM_FULL: "the swarm has no room for another peer",
     Reason.TRACKER_FULL: "the tracker has no room for another peer",
+    Reason.NOT_ANNOUNCED: "only an announced address is dialled back",
+    Reason.PRIVATE_ADDRESS: "the tracker sees this peer outside of that address's network",
+    Reason.UNPAID: "dialling another host than the asking one costs a payment",
+    Reason.NO_ROUTE: "the tracker has no way to that address",
+    Reason.TOO_OFTEN: "the tracker has been asked for too many dial-backs",
 }
 
 NO_ROOM = frozenset({Reason.HOST_FULL, Reason.SWARM_FULL, Reason.TRACKER_FULL})
-"""The refusals that are nobody's mistake."""
+NO_MISTAKE = NO_ROOM | {
+    Reason.NOT_ANNOUNCED,
+    Reason.PRIVATE_ADDRESS,
+    Reason.NO_ROUTE,
+    Reason.TOO_OFTEN,
+}
+"""The refusals that are nobody's mistake: no room, or what a peer couldn't know when it asked."""
 
 
 class TrackerError(Exception):

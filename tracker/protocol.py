@@ -11,39 +11,35 @@ The pages of docs/protocol/tracker.md show each message with the same bytes as t
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from ..transport import wire
-from ..transport.address import NAME_LIMIT, Address
+from ..transport.address import Address
 from ..transport.envelope import ENVELOPE_LIMIT, Kind, peek
 from ..transport.errors import (
-    AddressError,
     BadSignature,
     EnvelopeError,
-    IdentityError,
     WireError,
 )
-from ..transport.identity import public_key
 from ..transport.manifest import SWARM_LIMIT
 from ..transport.wire import INTEGER, Fields
 from .errors import ProtocolError, Reason, RecordError, Refused
+from .fields import ADDRESS_LIMIT, PEER_LIMIT, address, peer, word
+from .verdict import PAYMENT, DialBack, Verdict
 
 VERSION: Final = 1
 
 ADDRESSES: Final = 8
 """Addresses in a record: IPv4, IPv6, a name, and room for mapped and relayed ones."""
 
-ADDRESS_LIMIT: Final = NAME_LIMIT + 6
-"""Characters of HOST:PORT with the longest name there is."""
-
 RECORD_LIMIT: Final = 4 * 1024
 """Bytes of a signed record: eight of the longest names make 2 KiB, a usual one has 230 bytes."""
 
-REQUEST_LIMIT: Final = RECORD_LIMIT + 256
-"""Bytes of a question: a record and the fields beside it."""
+REQUEST_LIMIT: Final = PAYMENT + RECORD_LIMIT + 256
+"""Bytes of a question: a payment or a record, and the fields beside it."""
 
 REPLY_LIMIT: Final = ENVELOPE_LIMIT
 """Bytes of an answer: what a control message may carry on every link."""
@@ -59,10 +55,6 @@ TTL_LEAST, TTL_MOST = 1.0, 3600.0
 
 WATCH_SECONDS: Final = 25.0
 """A watch is answered by then: NAT tables and firewalls forget an idle connection after 30 s."""
-
-_PEER_ID: Final = 64  # characters, before the exact check
-_REASON: Final = re.compile(r"[a-z]+(-[a-z]+)*")
-_REASON_LIMIT: Final = 32
 
 
 def check_swarm(name: str) -> str:
@@ -112,19 +104,12 @@ class PeerRecord:
                 swarm=f.text("swarm", SWARM_LIMIT),
                 seq=f.integer("seq"),
                 addresses=tuple(
-                    _address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
+                    address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
                 ),
                 created=f.number("created"),
             )
         except WireError as error:
             raise RecordError(str(error)) from error
-
-
-def _address(text: str, what: str) -> Address:
-    try:
-        return Address.parse(text)
-    except AddressError as error:
-        raise WireError(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +197,7 @@ class Welcome:
         ttl = f.number("ttl")
         if not TTL_LEAST <= ttl <= TTL_MOST:
             raise WireError(f"ttl is {ttl}, must be from {TTL_LEAST} to {TTL_MOST}")
-        return cls(id, ttl, _address(f.text("seen", ADDRESS_LIMIT), "welcome.seen"))
+        return cls(id, ttl, address(f.text("seen", ADDRESS_LIMIT), "welcome.seen"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,16 +224,8 @@ class Events:
             f.bytes("cursor", 0, CURSOR_LIMIT),
             f.boolean("fresh"),
             tuple(joined.bytes(key, 1, RECORD_LIMIT) for key in joined),
-            tuple(_peer(left.text(key, _PEER_ID), "events.left") for key in left),
+            tuple(peer(left.text(key, PEER_LIMIT), "events.left") for key in left),
         )
-
-
-def _peer(text: str, what: str) -> str:
-    try:
-        public_key(text)
-    except IdentityError as error:
-        raise WireError(f"{what}: {error}") from error
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +255,11 @@ class Refusal:
     @classmethod
     def read(cls, id: int, f: Fields) -> Self:
         """The message in these fields. Raises WireError."""
-        reason = f.text("reason", _REASON_LIMIT)
-        if not _REASON.fullmatch(reason):
-            raise WireError("error.reason is wrong: must be small letters and hyphens")
-        return cls(id, reason)
+        return cls(id, word(f, "reason", cls.TYPE))
 
 
-Request: TypeAlias = Announce | Watch | Leave
-Reply: TypeAlias = Welcome | Events | Bye | Refusal
+Request: TypeAlias = Announce | Watch | Leave | DialBack
+Reply: TypeAlias = Welcome | Events | Bye | Refusal | Verdict
 Message: TypeAlias = Request | Reply
 M = TypeVar("M", bound=Message)
 _Table: TypeAlias = Mapping[str, Callable[[int, Fields], M]]
@@ -294,12 +268,14 @@ _REQUESTS: Final[_Table[Request]] = {
     Announce.TYPE: Announce.read,
     Watch.TYPE: Watch.read,
     Leave.TYPE: Leave.read,
+    DialBack.TYPE: DialBack.read,
 }
 _REPLIES: Final[_Table[Reply]] = {
     Welcome.TYPE: Welcome.read,
     Events.TYPE: Events.read,
     Bye.TYPE: Bye.read,
     Refusal.TYPE: Refusal.read,
+    Verdict.TYPE: Verdict.read,
 }
 
 
@@ -308,7 +284,7 @@ def to_bytes(message: Message) -> bytes:
     value: dict[str, object] = {"t": message.TYPE}
     for field in fields(message):
         item = getattr(message, field.name)
-        value[field.name] = str(item) if isinstance(item, Address | Reason) else item
+        value[field.name] = str(item) if isinstance(item, Address | StrEnum) else item
     return wire.encode(value)
 
 

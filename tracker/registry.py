@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
-from ..transport.address import owner
+from ..transport.address import Address, owner
 from .errors import Reason, Refused
 from .protocol import PAGE_ITEMS, TTL_LEAST, TTL_MOST, SignedRecord
 
@@ -125,6 +125,11 @@ class Registry:
     def members(self, swarm: str) -> int:
         """How many members a swarm has."""
         return len(self._swarms[swarm].members) if swarm in self._swarms else 0
+
+    def announced(self, swarm: str, peer: str) -> tuple[Address, ...]:
+        """Where a member says that it can be dialled; nowhere, for one that is none."""
+        member = self._member(swarm, peer)
+        return member.signed.record.addresses if member else ()
 
     def announce(self, signed: SignedRecord, host: str, now: float) -> bool:
         """Keep a record that came from `host` until `now` + ttl; True where it is news.

@@ -3,7 +3,7 @@
 Strategy: one task reads a link's questions and answers them in order; a watch waits in a task of
 its own, so that announces go on beside it. A link belongs to the swarm of its first announce.
 Every change of a swarm wakes the watches of its links, and each of them asks the registry what is
-new for it.
+new for it. Dial-backs (dialback.py) go on beside, too.
 
 Nothing that a peer sends can end the tracker. A wrong question gets an error and is counted; a few
 of them, or silence, end that link. A flood is not refused but read slowly, so that it fills the
@@ -23,7 +23,8 @@ from ..transport.bucket import Bucket
 from ..transport.errors import LinkClosed
 from ..transport.identity import short
 from ..transport.link import Link, Network
-from .errors import NO_ROOM, ProtocolError, Reason, Refused
+from .dialback import DialBacks
+from .errors import NO_MISTAKE, ProtocolError, Reason, Refused
 from .protocol import (
     WATCH_SECONDS,
     Announce,
@@ -39,6 +40,7 @@ from .protocol import (
     to_bytes,
 )
 from .registry import PEERS_PER_HOST, Changes, Registry
+from .verdict import DialBack, Verdict
 
 LINKS: Final = 900
 """Links at once: each costs a descriptor, and the usual limit of a process is 1024."""
@@ -154,6 +156,7 @@ class TrackerServer:
 
         A port that is taken is a ListenError, in an exception group as from every nursery.
         """
+        self._dialbacks = DialBacks(network, self._clock)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
             await network.listen(address, "tracker", self._welcome, task_status=task_status)
@@ -194,18 +197,18 @@ class TrackerServer:
 
     async def _converse(self, session: _Session) -> None:
         """Answer until the peer goes, falls silent or makes too many mistakes."""
-        async with trio.open_nursery() as watches:
+        async with trio.open_nursery() as tasks:
             with contextlib.suppress(LinkClosed, trio.TooSlowError):
                 while session.mistakes <= MISTAKES:
                     with trio.fail_after(SILENCES * self._registry.ttl):
                         question = await session.link.receive()
-                    await self._serve(session, question, watches)
+                    await self._serve(session, question, tasks)
                 self._log(f"{session.link.remote}: closed after {session.mistakes} mistakes")
                 await session.part()
-            watches.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
 
-    async def _serve(self, session: _Session, question: bytes, watches: trio.Nursery) -> None:
-        """Answer one question, or start the watch that will."""
+    async def _serve(self, session: _Session, question: bytes, tasks: trio.Nursery) -> None:
+        """Answer one question, or start the task that will."""
         await trio.sleep(session.questions.wait(self._clock()))
         self._requests += 1
         try:
@@ -220,13 +223,16 @@ class TrackerServer:
                     await session.answer(self._leave(session, request))
                 case Watch():
                     self._begin_watch(session)
-                    watches.start_soon(self._watch, session, request)
+                    tasks.start_soon(self._watch, session, request)
+                case DialBack():
+                    self._swarm_of(session)
+                    tasks.start_soon(self._dial_back, session, request)
         except Refused as error:
             await self._refuse(session, request.id, error.reason)
 
     async def _refuse(self, session: _Session, id: int, reason: str) -> None:
         self._rejects[str(reason)] += 1
-        session.mistakes += reason not in NO_ROOM
+        session.mistakes += reason not in NO_MISTAKE
         await session.answer(Refusal(id, reason))
 
     def _announce(self, session: _Session, request: Announce) -> Welcome:
@@ -270,6 +276,17 @@ class TrackerServer:
                 changes = self._registry.changes(swarm, request.cursor)
         session.watching = False
         await session.answer(_events(request.id, changes))
+
+    async def _dial_back(self, session: _Session, request: DialBack) -> None:
+        """Answer when the peer was reached at one of its addresses, or was not."""
+        peer, seen = session.link.peer, session.link.remote.host
+        try:
+            if request.address not in self._registry.announced(self._swarm_of(session), peer):
+                raise Refused(Reason.NOT_ANNOUNCED)
+            outcome = await self._dialbacks.check(peer, seen, request)
+            await session.answer(Verdict(request.id, outcome))
+        except Refused as error:
+            await self._refuse(session, request.id, error.reason)
 
 
 def _events(id: int, changes: Changes) -> Events:

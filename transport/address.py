@@ -7,7 +7,7 @@ that parses back to the same value.
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from .errors import AddressError
@@ -15,6 +15,11 @@ from .errors import AddressError
 PORT_LIMIT: Final = 65535
 NAME_LIMIT: Final = 253
 """Characters of a DNS name (RFC 1035 section 2.3.4, without the final dot)."""
+
+UNICAST6: Final = ip_network("2000::/3")
+"""All global IPv6 addresses there are (RFC 4291); NAT64's, with an IPv4 one inside, lie outside."""
+TRANSLATED: Final = ip_network("2002::/16")
+"""6to4: an IPv4 address inside, which could be a private one."""
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}")
@@ -83,3 +88,26 @@ def owner(host: str) -> str:
     except ValueError:
         return host
     return host if ip.version == 4 else f"{int(ip) >> 64:x}/64"
+
+
+def is_name(host: str) -> bool:
+    """Whether a host is a DNS name and no IP address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
+def is_public(host: str) -> bool:
+    """Whether a host is an IP address that means the same machine everywhere in the internet.
+
+    Not so are private, shared, loopback, link-local, multicast and documentation addresses
+    (IANA's special-purpose registries), and names.
+    """
+    if is_name(host):
+        return False
+    ip = ip_address(host)
+    if not ip.is_global or ip.is_multicast:
+        return False
+    return ip.version == 4 or (ip in UNICAST6 and ip not in TRANSLATED)

@@ -9,6 +9,7 @@
     ├── AddressError         text that is not HOST:PORT
     ├── LinkError            no connection to a peer
     │   ├── DialError        nobody answered at an address
+    │   │   └── NoRoute      this machine has no way to an address
     │   ├── ListenError      an address of ours cannot be listened on
     │   ├── HandshakeError   connected, but it did not prove who it is
     │   └── LinkClosed       was connected, is no more
@@ -58,6 +59,10 @@ class LinkError(TransportError):
 
 class DialError(LinkError):
     """Nobody answers at this address."""
+
+
+class NoRoute(DialError):
+    """This machine has no way to this address."""
 
 
 class ListenError(LinkError):

@@ -21,13 +21,16 @@ from .address import Address
 # What a peer record carries at most; more ways in than that don't help anybody.
 ADDRESSES_LIMIT = 8
 
+# What is remembered of looks from outside: eight addresses and as many trackers.
+FINDINGS_LIMIT = ADDRESSES_LIMIT**2
+
 
 class Confidence(IntEnum):
     """How sure a way in is."""
 
     GUESSED = 1  # an address of this machine, or the tracker's sight of it, and our port
     GIVEN = 2  # the user says so (--public)
-    PROVED = 3  # somebody came in through it
+    PROVED = 3  # somebody came in through it, or a tracker dialled back
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ class Direct:
     """Others connect to the address that we listen on, with nothing in between.
 
     With `--public` that address is known. Without, it is guessed: the hosts under which trackers
-    saw us and the machine's own outgoing addresses, each with the port that we listen on.
+    saw us and the machine's own outgoing addresses, each with the port that we listen on. Trackers
+    that dial back say how it is: where one came through, the claim is proved for a while; where
+    none did, it is no more than a guess.
     """
 
     name = "direct"
@@ -60,28 +65,57 @@ class Direct:
     def __init__(self, public: Address | None) -> None:
         self._public = public
         self._bound: Address | None = None
-        self._seen: dict[str, None] = {}  # the last one is the latest news
+        self._seen: dict[str, str] = {}  # by source; the last one is the latest news
         self._proved = False
+        # (address, who looked) → whether we were reached there, and until when that holds
+        self._findings: dict[tuple[Address, str], tuple[bool, float]] = {}
 
     def bound(self, address: Address) -> None:
         """We listen here."""
         self._bound = address
 
-    def saw(self, host: str) -> bool:
-        """A tracker saw us as this host; True where that is news."""
-        new = host not in self._seen
-        self._seen.pop(host, None)
-        self._seen[host] = None
-        if len(self._seen) > ADDRESSES_LIMIT:
-            del self._seen[next(iter(self._seen))]
-        return new
+    def saw(self, source: str, host: str) -> bool:
+        """The newest word of one source: we are at this host. True where that changes our claims.
+
+        A source is a tracker that saw us, or a look at our own machine; what it said before is
+        past: the address may be somebody else's by now.
+        """
+        if self._seen.get(source) == host:
+            return False
+        before = set(self._seen.values())
+        self._seen.pop(source, None)
+        self._seen[source] = host
+        return set(self._seen.values()) != before
 
     def came_in(self) -> None:
         """A peer has dialled us."""
         self._proved = True
 
+    def found(self, address: Address, by: str, reached: bool, until: float) -> None:
+        """Somebody has tried to reach us at an address; `by` says who, the newest word counts."""
+        self._findings.pop((address, by), None)
+        self._findings[address, by] = (reached, until)
+        if len(self._findings) > FINDINGS_LIMIT:
+            del self._findings[next(iter(self._findings))]
+
     def claims(self, now: float) -> tuple[Claim, ...]:
         """The addresses to announce."""
+        return tuple(self._judged(claim, now) for claim in self._given())
+
+    def _judged(self, claim: Claim, now: float) -> Claim:
+        """A claim in the light of what was found: one success counts more than any failure."""
+        found = [
+            (reached, until)
+            for (address, _), (reached, until) in self._findings.items()
+            if address == claim.address and until > now
+        ]
+        proofs = [until for reached, until in found if reached]
+        if proofs:
+            return Claim(claim.address, Confidence.PROVED, max(proofs))
+        return Claim(claim.address, Confidence.GUESSED) if found else claim
+
+    def _given(self) -> tuple[Claim, ...]:
+        """The addresses, as sure as they are without a look from outside."""
         sure = Confidence.PROVED if self._proved else None
         if self._public is not None:
             return (Claim(self._public, sure or Confidence.GIVEN),)
@@ -92,7 +126,7 @@ class Direct:
             return (Claim(self._bound, sure or Confidence.GIVEN),)
         return tuple(
             Claim(Address(host, self._bound.port), sure or Confidence.GUESSED)
-            for host in reversed(self._seen)
+            for host in dict.fromkeys(reversed(self._seen.values()))
             if (ip := _ip(host)) is not None and ip.version == bound.version
         )
 

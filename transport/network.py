@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from .address import Address, owner
-from .errors import DialError, HandshakeError, LinkClosed, ListenError
+from .errors import DialError, HandshakeError, LinkClosed, ListenError, NoRoute
 from .handshake import (
     HELLO_SIZE,
     MAGIC_SIZE,
@@ -36,6 +36,8 @@ HANDSHAKE_SECONDS = 5.0
 # Strangers that may shake hands at once, in all and from one host (of IPv6: its /64). A burst of
 # joining peers fits.
 MAX_STRANGERS, MAX_STRANGERS_A_HOST = 128, 32
+# This machine can't even try: it has no IPv6, or no network.
+NO_ROUTE = {errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 OnReject = Callable[[str], None]
 
@@ -144,16 +146,18 @@ async def _connect(address: Address) -> trio.SocketStream:
     except socket.gaierror as error:
         raise DialError(f"{address}: no such host ({error.strerror})") from None
     except OSError as error:
-        raise DialError(f"{address}: {_why_no_stream(error)}") from None
+        first = _first(error)
+        why = os.strerror(first.errno).lower() if first.errno else str(first)
+        kind = NoRoute if first.errno in NO_ROUTE else DialError
+        raise kind(f"{address}: {why}") from None
 
 
-def _why_no_stream(error: OSError) -> str:
-    """The first attempt's reason: trio tries all addresses of a name and groups their errors."""
+def _first(error: OSError) -> OSError:
+    """The first attempt's error: trio tries all addresses of a name and groups their errors."""
     cause = error.__cause__
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    first = cause if isinstance(cause, OSError) else error
-    return os.strerror(first.errno).lower() if first.errno else str(first)
+    return cause if isinstance(cause, OSError) else error
 
 
 async def _dial_handshake(stream: trio.SocketStream, dialler: Dialler) -> Session:
