@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NAME ?= epoch
 ARGS ?=
 
-.PHONY: help demo test test-e2e types check style bench docs wheel clean
+.PHONY: help demo test test-lab lab types check style bench docs wheel clean
 help:            ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/'
 
@@ -27,6 +27,12 @@ demo: $(VENV)/run        ## a tracker and three nodes train real MNIST on this m
 
 test: $(VENV)/dev        ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-lab: $(VENV)/dev    ## real nodes behind real NATs, in network namespaces (Linux, root)
+	$(BIN)/python -m pytest -m lab -rs tests/test_natlab.py $(ARGS)
+
+lab: $(VENV)/run         ## a shell with NATs of every kind to try things by hand (Linux, root)
+	$(BIN)/python tests/natlab_shell.py
 
 types:
 	@mkdir -p build/types && ln -sfn ../.. build/types/p2pnode

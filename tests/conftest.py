@@ -3,6 +3,7 @@
 Strategy: the suite gives the same result in every run. Hypothesis draws the same examples each
 time and knows no deadline, so a busy machine fails nothing. Tests in virtual time (MockClock) can
 ask for `inline_threads`: a clock that jumps when all tasks wait would jump while a thread works.
+What needs root and minutes (the NAT laboratory) runs only when it is asked for: `-m lab`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ T = TypeVar("T")
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the laboratory's tests out, unless a marker expression names them."""
+    if "lab" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("lab")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -22,12 +22,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from p2pnode.node.control import Control
 from p2pnode.node.errors import ControlError
 from p2pnode.node.home import Home
 from p2pnode.node.status import NodeStatus
+from p2pnode.transport.address import Address
 from p2pnode.transport.identity import Identity
 
 T = TypeVar("T")
@@ -56,18 +57,25 @@ def p2pnode(*arguments: str, home: Path | None = None) -> subprocess.CompletedPr
     )
 
 
+class Machine(Protocol):
+    """Where a process runs: the words before its command, and the address it is reached at."""
+
+    enter: tuple[str, ...]
+    address: str
+
+
 class Process:
     """A running p2pnode process and its output."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
-        self.log, self.arguments = log, arguments
+    def __init__(self, log: Path, *arguments: str, at: Machine | None = None) -> None:
+        self.log, self.arguments, self.at = log, arguments, at
         self.start()
 
     def start(self) -> None:
         """Start (again); the output is appended."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*P2PNODE, *self.arguments],
+                [*(self.at.enter if self.at else ()), *P2PNODE, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -109,9 +117,9 @@ class Process:
 class NodeProcess(Process):
     """`p2pnode run`, its home and its status."""
 
-    def __init__(self, home: Home, log: Path, *arguments: str) -> None:
+    def __init__(self, home: Home, log: Path, *arguments: str, at: Machine | None = None) -> None:
         self.home = home
-        super().__init__(log, "run", "--home", str(home.path), "--no-tui", *arguments)
+        super().__init__(log, "run", "--home", str(home.path), "--no-tui", *arguments, at=at)
 
     @property
     def peer(self) -> str:
@@ -157,28 +165,32 @@ class Swarm:
         self.folder = folder
         self._running: list[Process] = []
 
-    def tracker(self, port: int | None = None) -> str:
-        """Start a tracker: its address."""
-        address = f"127.0.0.1:{port or free_port()}"
+    def tracker(self, port: int | None = None, *, at: Machine | None = None) -> str:
+        """Start a tracker, on this machine or another: its address."""
+        host, port = (at.address, port or 5555) if at else ("127.0.0.1", port or free_port())
+        address = str(Address(host, port))
         home = self.folder / "tracker"
         process = Process(
             self.folder / "tracker.log",
             *("tracker", "serve", "--home", str(home), "--listen", address),
+            at=at,
         )
         self._running.append(process)
         process.says("listening on")
         self.tracker_process = process
         return address
 
-    def node(self, name: str, tracker: str | None, *arguments: str) -> NodeProcess:
-        """Start a node with a home of its own."""
+    def node(
+        self, name: str, tracker: str | None, *arguments: str, at: Machine | None = None
+    ) -> NodeProcess:
+        """Start a node with a home of its own; on another machine as its user would, port 6000."""
         home = Home(self.folder / name)
         home.create()
         Identity.generate().save(home.key)
         there = ("--tracker", tracker) if tracker else ()
-        node = NodeProcess(
-            home, self.folder / f"{name}.log", "--listen", "127.0.0.1:0", *there, *arguments
-        )
+        here = () if at else ("--listen", "127.0.0.1:0")
+        log = self.folder / f"{name}.log"
+        node = NodeProcess(home, log, *here, *there, *arguments, at=at)
         self._running.append(node)
         return node
 
