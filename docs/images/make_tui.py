@@ -69,7 +69,7 @@ def node() -> NodeStatus:
         shard="0/3",
         public="198.51.100.7:6000",
         listening="0.0.0.0:6000",
-        reachability="reached by 2 peers",
+        reachability="reachable from outside",
         uptime=187.0,
         trackers=(TrackerStatus("tracker.example.org:5555", "connected", "", 4),),
         training=TrainingStatus(
@@ -80,7 +80,7 @@ def node() -> NodeStatus:
         mailbox=MailboxStatus(3, 14_399_016, 64, 1),
         transfers=(TransferStatus(SWARM[2], "in", 5, 4_799_672, 3_145_728, 6_400_000.0),),
         events=events(),
-        rejects=(("replayed", 1),),
+        rejects=(("stale", 1),),
     )
 
 
@@ -110,17 +110,16 @@ def peers() -> tuple[PeerStatus, ...]:
 
 
 def events() -> tuple[Event, ...]:
-    """What the last minute brought."""
+    """What has happened so far."""
     return (
-        Event(START + 131, "info", "epoch 5 sent: 4.8 MB to 2 peers"),
-        Event(START + 140, "info", f"{short(SWARM[1])}: its epoch 5 is here, verified"),
+        Event(START + 9, "info", "ready: 20000 samples on cpu, 2 threads"),
+        Event(START + 10, "info", f"met {short(SWARM[1])} at 203.0.113.24:6000"),
+        Event(START + 31, "info", f"met {short(SWARM[2])} at [2001:db8::17]:6000"),
         Event(
             START + 152,
             "warning",
-            f"{short(SWARM[2])}: an older model than the one we have, refused",
+            f"rejected (stale) from {short(SWARM[2])}: number 41 is older than 42, here already",
         ),
-        Event(START + 158, "info", "epoch 5: averaged 2 models, 98.56 → 98.79 %"),
-        Event(START + 184, "info", f"{short(SWARM[3])} joined"),
     )
 
 
