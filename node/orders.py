@@ -126,7 +126,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the epoch is, at most every PROGRESS_INTERVAL seconds."""
+    """Where the epoch is: every PROGRESS_INTERVAL seconds at most, and after its last batch."""
 
     epoch: int
     batch: int

@@ -162,7 +162,7 @@ class Session:
         def progress(batch: int, samples: int, total: Tensor) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < PROGRESS_INTERVAL:
+            if now - last < PROGRESS_INTERVAL and batch < batches:
                 return
             last = now
             loss, rate = _finite(float(total) / samples), samples / (now - started)

@@ -46,7 +46,7 @@ def test_a_whole_run_in_order(tmp_path: Path) -> None:
     arrive(tmp_path, 1, 4, filled(0.1), age=1.0)
     daemon = train(tmp_path, epochs=2)
     told = [r.state if isinstance(r, State) else type(r).__name__ for r in daemon.reports]
-    epoch = ["training", "Model", "testing", "averaging", "testing", "Epoch"]
+    epoch = ["training", "Progress", "Model", "testing", "averaging", "testing", "Epoch"]
     assert told == ["Ready", "Began", *epoch, *epoch, "finished", "Finished"]
     first, second = daemon.of(Epoch)
     assert [(a.peer, a.seq) for a in first.averaged] == [(peer(1).peer_id, 4)]
@@ -98,8 +98,9 @@ def test_every_report_fits_the_protocol(tmp_path: Path) -> None:
 
 
 def test_progress_comes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is told by the clock, not by the batch, and knows how far the epoch is."""
-    assert train(tmp_path / "a", epochs=1).of(Progress) == []
+    """Progress is told by the clock, not by the batch, and at the end of an epoch in any case."""
+    (end,) = train(tmp_path / "a", epochs=1).of(Progress)
+    assert (end.epoch, end.batch, end.batches) == (1, 6, 6)
     monkeypatch.setattr(session, "PROGRESS_INTERVAL", 0.0)
     told = train(tmp_path / "b", epochs=1).of(Progress)
     assert [(p.epoch, p.batch, p.batches) for p in told] == [(1, n, 6) for n in range(1, 7)]
