@@ -8,7 +8,6 @@ what they know is still there to be asked. Whatever happens to the demo, it take
 
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from .children import Start, processes
 from .errors import DemoFailed
 from .logs import Log, to_stdout, write_news
 from .serve import stop_on_signal
-from .tui import live, render_demo, summary
+from .tui import drawable, live, render_demo, summary
 
 NODES: Final = 3
 """The fewest of which each hears from more than one."""
@@ -187,7 +186,7 @@ def _patience(seconds: float) -> Iterator[None]:
 async def _show(members: Sequence[Member], tracker_line: str) -> None:
     """Show the nodes until all of them have finished."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_screen if sys.stdout.isatty() else _lines, members, tracker_line)
+        nursery.start_soon(_screen if drawable() else _lines, members, tracker_line)
         async with trio.open_nursery() as following:
             for member in members:
                 following.start_soon(follow, member)

@@ -1,6 +1,5 @@
 """Where a node's status goes: to the live screen, to log lines, or once to the terminal."""
 
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,7 +12,7 @@ from ..node.config import Config
 from ..node.status import NodeStatus
 from ..transport.identity import short
 from .logs import Log, Printer, to_stdout, write_news
-from .tui import live, render, summary
+from .tui import drawable, live, render, summary
 
 PAGE: Final = 200
 """Lines where no terminal has a height: enough for everything that a node tells."""
@@ -23,8 +22,8 @@ View: TypeAlias = Callable[[Source], Awaitable[None]]
 
 
 def view(config: Config) -> View:
-    """The live screen in a terminal, else log lines; each runs until cancelled."""
-    if config.tui and not config.log_json and sys.stdout.isatty():
+    """The live screen where one can be drawn, else log lines; each runs until cancelled."""
+    if config.tui and not config.log_json and drawable():
         return show_and_sum_up
     return partial(log_lines, Log(as_json=config.log_json), to_stdout)
 

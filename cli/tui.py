@@ -6,6 +6,7 @@ What is in a section is told by panels.py, where it stands by layout.py. `live` 
 thread: a terminal that stands still (Ctrl-S, a dead ssh) must not hold up the node.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import TextIOWrapper
@@ -160,6 +161,11 @@ def _summarise(table: Table, name: str, status: NodeStatus) -> None:
 
 
 # --- live -------------------------------------------------------------------------------------
+
+
+def drawable() -> bool:
+    """Whether stdout is a terminal that can be drawn on; TERM=dumb, as in an editor, can't."""
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
 async def live(draw: Draw, *, console: Console) -> None:

@@ -7,7 +7,6 @@ the errors of the folders it uses; main.py tells them.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -95,8 +94,9 @@ def _status(args: argparse.Namespace) -> int:
             print(json.dumps(node.status().to_json(), ensure_ascii=False))
         else:
             from .screens import follow, print_once
+            from .tui import drawable
 
-            once = args.once or not sys.stdout.isatty()
+            once = args.once or not drawable()
             print_once(node.status()) if once else follow(node.status)
     return 0
 

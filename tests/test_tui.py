@@ -33,7 +33,7 @@ from p2pnode.cli.lines import (
     sparkline,
     wrap,
 )
-from p2pnode.cli.tui import LEAVE, REDRAW, live, render, render_demo, summary
+from p2pnode.cli.tui import LEAVE, REDRAW, drawable, live, render, render_demo, summary
 from p2pnode.node.status import Event, NodeStatus, TrackerStatus
 
 SIZES = [(80, 24), (200, 60)]
@@ -564,6 +564,19 @@ def test_a_long_address_loses_its_middle() -> None:
     """The ends tell most; what isn't ASCII is left to be cut at the end."""
     assert middle("direct [2001:db8::1]:6000", 15).plain == "direct …1]:6000"
     assert middle("direct 1.2.3.4:6000", 30).plain == "direct 1.2.3.4:6000"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "kind", "can"),
+    [(True, "xterm", True), (True, "dumb", False), (False, "xterm", False)],
+)
+def test_only_a_terminal_that_moves_its_cursor_gets_a_screen(
+    terminal: bool, kind: str, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dumb one, as in an editor, gets lines; a screen would stay empty there."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", kind)
+    assert drawable() is can
 
 
 # --- what it needs ------------------------------------------------------------------------------
