@@ -228,7 +228,7 @@ def test_passphrases_explain_themselves(tmp_path: Path) -> None:
     """Missing, wrong, empty and needless passphrases are told apart."""
     SPEC.save(tmp_path / "open")
     SPEC.save(tmp_path / "locked", b"secret")
-    with pytest.raises(IdentityError, match="locked is protected by a passphrase"):
+    with pytest.raises(IdentityError, match="locked needs its passphrase"):
         Identity.load(tmp_path / "locked")
     with pytest.raises(IdentityError, match="passphrase is wrong"):
         Identity.load(tmp_path / "locked", b"guess")

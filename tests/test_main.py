@@ -110,7 +110,7 @@ def test_a_passphrase_comes_from_a_file_or_a_variable(
     monkeypatch.setenv("P2PNODE_PASSPHRASE", "other")
     assert "passphrase is wrong" in mistake(run("id"))
     monkeypatch.delenv("P2PNODE_PASSPHRASE")
-    assert "protected by a passphrase" in mistake(run("id"))
+    assert "give --passphrase-file" in mistake(run("id"))
 
 
 def test_a_passphrase_is_asked_for_in_a_terminal(

@@ -131,7 +131,7 @@ class Identity:
         if not encrypted and _PLAIN not in pem:
             raise IdentityError(f"{path} is not a PKCS#8 PEM key file")
         if encrypted and passphrase is None:
-            raise IdentityError(f"{path} is protected by a passphrase: give it")
+            raise IdentityError(f"{path} needs its passphrase: give --passphrase-file")
         if not encrypted and passphrase is not None:
             raise IdentityError(f"{path} has no passphrase, but one was given")
         return cls._of(_parse_pem(path, pem, passphrase))
