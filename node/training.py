@@ -190,7 +190,9 @@ class Training:
         self._board.age = began.age
         if began.sources:
             names = ", ".join(short(peer) for peer in began.sources)
-            self._log("info", f"starts from the average of {len(began.sources)} models: {names}")
+            count = len(began.sources)
+            what = f"average of {count} models" if count > 1 else "model of another peer"
+            self._log("info", f"starts from the {what}: {names}")
         elif began.epoch:
             self._log("info", f"goes on from the checkpoint of epoch {began.epoch}")
 

@@ -562,7 +562,9 @@ def test_the_start_is_told(tmp_path: Path) -> None:
         node.report(orders.Began(0, 0.0, ()))
         node.report(orders.Began(3, 2.5, ()))
         node.report(orders.Began(0, 7.0, (ALICE.peer_id, BOB.peer_id)))
-        checkpoint, models = node.said("info")
+        node.report(orders.Began(0, 7.0, (BOB.peer_id,)))
+        checkpoint, models, model = node.said("info")
+        assert model == f"starts from the model of another peer: …{BOB.peer_id[-8:]}"
         assert checkpoint == "goes on from the checkpoint of epoch 3"
         assert "average of 2 models" in models
         assert ALICE.peer_id[-8:] in models
