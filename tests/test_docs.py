@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode.cli.main import MISTAKE
 from p2pnode.cli.parser import parser
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +58,21 @@ def test_commands_parse() -> None:
     assert len(found) > 10
     for words in found:
         parser().parse_args([word.strip("[]") for word in words])
+
+
+def test_services_can_be_started() -> None:
+    """Each systemd unit in a page starts a p2pnode command, and not again after a mistake."""
+    text = (ROOT / "docs" / "howto" / "run-as-a-service.md").read_text()
+    units = [unit for language, unit in BLOCK.findall(text) if language == "ini"]
+    started = [parser().parse_args(_started(unit)).verb for unit in units]
+    assert started == ["run", "tracker"]
+
+
+def _started(unit: str) -> list[str]:
+    found = configparser.ConfigParser()
+    found.read_string(unit)
+    assert found["Service"]["RestartPreventExitStatus"] == str(MISTAKE)
+    return shlex.split(found["Service"]["ExecStart"])[1:]
 
 
 def test_the_architecture_names_files_that_exist() -> None:
