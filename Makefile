@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NAME ?= epoch
 ARGS ?=
 
-.PHONY: help demo test test-lab lab types check style bench docs wheel clean
+.PHONY: help demo test test-lab lab types check style bench clean
 help:            ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/'
 
