@@ -107,7 +107,8 @@ def test_killed_and_back_again(tmp_path: Path) -> None:
     with Swarm(tmp_path) as swarm:
         tracker = swarm.tracker()
         alice = swarm.node("alice", tracker, *SLOPE)
-        bob = swarm.node("bob", tracker, *SLOPE)
+        # Epochs of a moment: by the time it is back the swarm would be the better start.
+        bob = swarm.node("bob", tracker, *SLOPE, "--bootstrap", "never")
         bob.wait(lambda s: averaged(s) and len(s.history) >= 3)
         alice.wait(connected(1))
         reached = bob.wait(lambda s: True).history[-1].epoch
@@ -117,8 +118,7 @@ def test_killed_and_back_again(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
         alice.wait(lambda s: len(s.history) >= 3)
         bob.start()
-        line = line_about(bob, r"goes on from|starts from the average")
-        assert "checkpoint" in line or "average" in line
+        bob.says("goes on from the checkpoint")
         status = bob.wait(averaged)
         assert status.history[0].epoch >= reached
         assert any(p.peer == bob.peer for p in alice.wait(connected(1)).peers)
