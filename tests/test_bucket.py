@@ -15,6 +15,20 @@ def test_a_burst_then_the_rate() -> None:
 
 
 @given(st.lists(st.integers(0, 20)))
+def test_free_tells_what_wait_would_say(pauses: list[int]) -> None:
+    """Free is exactly: the next one needs not wait; idle: a whole burst needn't."""
+    bucket, now = Bucket(4.0, 8), 0.0
+    for pause in pauses:
+        now += pause / 8
+        idle, free = bucket.idle(now), bucket.free(now)
+        assert free or not idle
+        assert free == (bucket.wait(now) == 0)
+        if idle:
+            assert [bucket.wait(now) for _ in range(7)] == [0] * 7
+            assert not bucket.free(now)
+
+
+@given(st.lists(st.integers(0, 20)))
 def test_who_waits_keeps_to_the_rate(pauses: list[int]) -> None:
     """Whoever deals with each when it is due never exceeds burst plus rate × time."""
     bucket, now = Bucket(4.0, 8), 0.0

@@ -85,7 +85,7 @@ def test_many_hosts_are_bounded_in_all() -> None:
         for n in range(6000)
     )
     assert burst + 58 * rate <= served <= burst + 61 * rate
-    assert len(budget._peer._due) <= burst + rate * PEER[1] / PEER[0]
+    assert len(budget._peer._buckets) <= burst + rate * PEER[1] / PEER[0]
 
 
 def test_a_victim_is_dialled_seldom_whoever_asks() -> None:

@@ -7,14 +7,15 @@ is amplified. To an address that only means something inside some network (priva
 link-local, multicast, documentation, …) there is none, unless it is the very host that the
 tracker sees the requester at: then both are inside already.
 
-Budgets are GCRA limits (a token bucket kept as one time): for each peer, each host that asks, each
-host that is dialled, and in all. Time is passed in as `now`.
+Budgets are leaky buckets: for each peer, each host that asks, each host that is dialled, and in all.
+Time is passed in as `now`.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
 
 from ..transport.address import is_name, is_public, owner
+from ..transport.bucket import Bucket
 from .errors import Reason, Refused
 from .verdict import PAYMENT
 
@@ -25,16 +26,16 @@ class Limit:
 
     rate: float
     burst: int
-    _due: dict[str, float] = field(default_factory=dict)  # when all that was taken is paid back
+    _buckets: dict[str, Bucket] = field(default_factory=dict)
 
     def free(self, key: str, now: float) -> bool:
         """Whether one more may be taken."""
-        return self._due.get(key, now) - now <= (self.burst - 1) / self.rate
+        return key not in self._buckets or self._buckets[key].free(now)
 
     def take(self, key: str, now: float) -> None:
-        """Take one; keys that have paid back all are forgotten."""
-        self._due = {k: due for k, due in self._due.items() if due > now}
-        self._due[key] = self._due.get(key, now) + 1 / self.rate
+        """Take one; keys that may take a whole burst again are forgotten."""
+        self._buckets = {k: bucket for k, bucket in self._buckets.items() if not bucket.idle(now)}
+        self._buckets.setdefault(key, Bucket(self.rate, self.burst)).wait(now)
 
 
 PEER: Final = (1 / 20, 8)

@@ -10,6 +10,14 @@ class Bucket:
         self._step, self._slack = 1 / rate, burst / rate
         self._due = -math.inf
 
+    def free(self, now: float) -> bool:
+        """Whether one more would be due at once; nothing is counted."""
+        return max(self._due, now - self._slack) + self._step <= now
+
+    def idle(self, now: float) -> bool:
+        """Whether it is as a new one: a whole burst may come."""
+        return self._due <= now - self._slack
+
     def wait(self, now: float) -> float:
         """Count one more in: seconds until it is due, 0 for what is within the burst."""
         self._due = max(self._due, now - self._slack) + self._step
