@@ -10,7 +10,7 @@ from blake3 import blake3
 from lab import identity
 from p2pnode.node.mailbox import Mailbox
 from p2pnode.transport.admission import Offered
-from p2pnode.transport.envelope import Kind, open_envelope, seal
+from p2pnode.transport.envelope import Kind, peek, seal
 from p2pnode.transport.link import Piece
 from p2pnode.transport.manifest import CHUNK_LEAST, EXPIRY, Manifest
 from p2pnode.transport.parts import Arrival
@@ -51,7 +51,7 @@ def sealed(number: int, described: Manifest) -> bytes:
 def offered(number: int, seq: int = 1, data: bytes | None = None, **fields: Any) -> Offered:
     """What admission makes of the offer of this model."""
     described = manifest(body(seq) if data is None else data, seq=seq, **fields)
-    return Offered(open_envelope(sealed(number, described), Kind.MANIFEST), described)
+    return Offered(peek(sealed(number, described)).verify(Kind.MANIFEST), described)
 
 
 def fill(mailbox: Mailbox, model: Offered, data: bytes | None = None) -> Path:

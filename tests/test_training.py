@@ -25,7 +25,7 @@ from p2pnode.node.config import load
 from p2pnode.node.errors import HomeError, TaskError
 from p2pnode.node.mailbox import Mailbox
 from p2pnode.node.training import FILE_OVERHEAD, PUBLISH_SECONDS, SHARE_SECONDS, Training
-from p2pnode.transport.envelope import Kind, open_envelope
+from p2pnode.transport.envelope import Kind, peek
 from p2pnode.transport.exchange import Terms
 from p2pnode.transport.manifest import EXPIRY, Manifest, Scores
 from p2pnode.transport.outgoing import Held
@@ -273,7 +273,7 @@ def test_a_model_is_signed_and_offered(tmp_path: Path) -> None:
         (held,) = node.exchange.offers
         assert node.mailbox.own == held
         assert held.path == path
-        opened = open_envelope(held.envelope, Kind.MANIFEST)
+        opened = peek(held.envelope).verify(Kind.MANIFEST)
         m = Manifest.from_bytes(opened.payload)
         assert (opened.peer_id, m) == (ME.peer_id, held.manifest)
         assert (m.swarm, m.schema, m.epoch, m.age) == ("main", SCHEMA, 3, 2.5)

@@ -93,11 +93,6 @@ def peek(data: bytes, *, limit: int = ENVELOPE_LIMIT) -> Unverified:
     raise EnvelopeError("not [header, {}, payload, signature]")
 
 
-def open_envelope(data: bytes, kind: Kind, *, limit: int = ENVELOPE_LIMIT) -> Envelope:
-    """The verified envelope in these bytes. Raises EnvelopeError or BadSignature."""
-    return peek(data, limit=limit).verify(kind)
-
-
 def _kid(header: bytes) -> bytes:
     key = header[len(_HEADER) :]
     if not header.startswith(_HEADER) or len(key) != ids.KEY_SIZE:
