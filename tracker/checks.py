@@ -7,8 +7,8 @@ is amplified. To an address that only means something inside some network (priva
 link-local, multicast, documentation, …) there is none, unless it is the very host that the
 tracker sees the requester at: then both are inside already.
 
-Budgets are leaky buckets: for each peer, each host that asks, each host that is dialled, and in all.
-Time is passed in as `now`.
+Budgets are leaky buckets: for each peer, each host that asks, each host that is dialled, and in
+all. Time is passed in as `now`.
 """
 
 from dataclasses import dataclass, field
