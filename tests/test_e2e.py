@@ -17,6 +17,8 @@ from p2pnode.node.status import NodeStatus
 
 pytestmark = pytest.mark.e2e
 TINY = str(Path(__file__).parent / "tiny.py")
+# An epoch of these tests takes a third of a second: one that waited for a peer would show.
+UNDELAYED = 3.0
 SLOPE = ("--task", f"{TINY}:Slope", "--epochs", "0", "--batch-size", "60")
 
 
@@ -116,12 +118,53 @@ def test_killed_and_back_again(tmp_path: Path) -> None:
         began = time.monotonic()
         alice.wait(connected(0))
         assert time.monotonic() - began < 5
-        alice.wait(lambda s: len(s.history) >= 3)
+        last = alice.wait(lambda s: s.history).history[-1].epoch
+        alone = alice.wait(lambda s: s.history[-1].epoch >= last + 3)
+        assert max(epoch.seconds for epoch in alone.history) < UNDELAYED
         bob.start()
         bob.says("goes on from the checkpoint")
         status = bob.wait(averaged)
         assert status.history[0].epoch >= reached
         assert any(p.peer == bob.peer for p in alice.wait(connected(1)).peers)
+
+
+def test_a_peer_that_hangs_delays_nobody(tmp_path: Path) -> None:
+    """A stopped process keeps its connections and answers nothing: the others' epochs go on."""
+    with Swarm(tmp_path) as swarm:
+        tracker = swarm.tracker()
+        alice = swarm.node("alice", tracker, *SLOPE)
+        bob = swarm.node("bob", tracker, *SLOPE)
+        bob.wait(averaged)
+        alice.wait(connected(1))
+        bob.process.send_signal(signal.SIGSTOP)
+        last = alice.wait(lambda s: s.history).history[-1].epoch
+        alone = alice.wait(lambda s: s.history[-1].epoch >= last + 5)
+        assert max(epoch.seconds for epoch in alone.history) < UNDELAYED
+        bob.process.send_signal(signal.SIGCONT)
+        bob.wait(lambda s: averaged(s) and s.history[-1].epoch > last + 2)
+
+
+def test_the_last_peer_alone_rests(tmp_path: Path) -> None:
+    """Done and alone, a node that stays uses no core (a lone hivemind peer burns one)."""
+    with Swarm(tmp_path) as swarm:
+        tracker = swarm.tracker()
+        flags = ("--task", f"{TINY}:Slope", "--epochs", "2", "--batch-size", "60", "--stay")
+        alice = swarm.node("alice", tracker, *flags)
+        bob = swarm.node("bob", tracker, *flags)
+        for node in (alice, bob):
+            node.wait(lambda s: s.training.state == "finished")
+        bob.stop()
+        alice.wait(lambda s: not s.peers)
+        before, began = _cpu_seconds(alice.process.pid), time.monotonic()
+        time.sleep(2)  # nothing to wait for: it is about what doesn't happen
+        used = _cpu_seconds(alice.process.pid) - before
+        assert used < 0.1 * (time.monotonic() - began)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_dead_peers_worker_is_gone(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from p2pnode.transport.network import TcpNetwork
 
 ALICE, BOB = identity(1), identity(2)
 ANYWHERE = Address("127.0.0.1", 0)
-Maker = Callable[[], tuple[Network, Network]]
 
 
 def tcp() -> tuple[Network, Network]:
@@ -265,10 +264,19 @@ async def open_and_close(network: Network, where: Address) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\xff", b"GET / HTTP/1.0\r\n\r\n" * 10, bytes(4096), b"p2pnode/1 tracker\n\n\n" * 9],
+    [
+        b"\xff",
+        b"GET / HTTP/1.0\r\n\r\n" * 10,
+        bytes(4096),
+        b"p2pnode/1 tracker\n\n\n" * 9,
+        b"\0SP\0\0\x11\0\0",  # NNG's own greeting, as Pair1
+    ],
 )
 def test_garbage_on_the_port_costs_a_count(garbage: bytes) -> None:
-    """Strangers that speak something else are counted and closed; peers still get in."""
+    """Strangers that speak something else are counted and closed; peers still get in.
+
+    Plain NNG is one of them: there is no way in without the handshake, and nothing falls back.
+    """
     rejects: list[str] = []
 
     async def main() -> None:
