@@ -174,7 +174,7 @@ def receive_p2pnode(control: Connection, place: Place) -> None:
         peer = Peer(place)
         async with trio.open_nursery() as nursery:
             await nursery.start(peer.exchange.run)
-            listen = partial(peer.network.listen, Address(HOST, 0), "peer", peer.exchange.serve)
+            listen = partial(peer.network.listen, Address(HOST, 0), {"peer": peer.exchange.serve})
             control.send((await nursery.start(listen)).port)
             while await trio.to_thread.run_sync(control.recv):
                 peer.watch.filed_one = trio.Event()

@@ -117,7 +117,7 @@ class Node:
         listen = self._config.listen
         await nursery.start(self.exchange.run)
         await nursery.start(self.peers.run)
-        self._bound = await nursery.start(self.network.listen, listen, "peer", self._welcome)
+        self._bound = await nursery.start(self.network.listen, listen, {"peer": self._welcome})
         self.log("info", f"listening on {self._bound}")
         await nursery.start(control.serve, self._home.control_path(), self.status)
         await nursery.start(self.presence.run, self._bound, self.peers)

@@ -9,12 +9,13 @@ from functools import partial
 import trio
 
 from ..tracker.client import TrackerClient
-from ..tracker.protocol import PeerRecord
-from ..transport import nat
+from ..tracker.record import PeerRecord
 from ..transport.address import Address
 from ..transport.envelope import Kind, seal
 from ..transport.identity import Identity
 from ..transport.link import Link, Network
+from ..transport.nat.direct import Direct, outgoing_host
+from ..transport.nat.reach import announced
 from .config import Config
 from .peers import Peers
 from .reachability import Reachability
@@ -43,7 +44,7 @@ class Presence:
     ) -> None:
         self._swarm, self._identity = config.swarm, identity
         self._clock, self._wall, self._log = clock, wall, log
-        self._direct = nat.Direct(config.public)
+        self._direct = Direct(config.public)
         self._reachability = Reachability(
             self._direct, self.addresses, clock=clock, chance=chance, log=log, news=self._refresh
         )
@@ -97,7 +98,7 @@ class Presence:
 
     def addresses(self) -> tuple[Address, ...]:
         """What is announced now."""
-        return nat.announced([self._direct], self._clock())
+        return announced([self._direct], self._clock())
 
     def answering(self) -> set[str]:
         """The trackers that answer now."""
@@ -124,7 +125,7 @@ class Presence:
         """Look from which address we talk to a tracker: the machine may move."""
         while True:
             # Looking up the tracker's name can take long; leaving doesn't wait for it.
-            own = await trio.to_thread.run_sync(nat.outgoing_host, tracker, abandon_on_cancel=True)
+            own = await trio.to_thread.run_sync(outgoing_host, tracker, abandon_on_cancel=True)
             self._saw(f"towards {tracker}", own)
             await trio.sleep(ADDRESS_SECONDS)
 

@@ -26,7 +26,7 @@ from ..tracker.verdict import NONCE_MOST, Outcome
 from ..transport.address import Address, is_name, is_public
 from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Link
-from ..transport.nat import Direct
+from ..transport.nat.direct import Direct
 
 # Routers are restarted and leases change: what was found is checked anew this often.
 CHECK_SECONDS = 300.0

@@ -101,7 +101,7 @@ class Fellow:
         """Listen, and know the model unless told otherwise."""
         await self.nursery.start(self.exchange.run)
         where = Address(host, 0)
-        self.address = await self.nursery.start(self.network.listen, where, "peer", self.welcome)
+        self.address = await self.nursery.start(self.network.listen, where, {"peer": self.welcome})
         if agreed:
             self.agree()
 

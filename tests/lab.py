@@ -24,7 +24,7 @@ import trio
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import DialError, HandshakeError, LinkClosed, ListenError, WireError
 from p2pnode.transport.identity import Identity
-from p2pnode.transport.link import CONTROL_LIMIT, Handler, Piece, Service
+from p2pnode.transport.link import CONTROL_LIMIT, Handler, Handlers, Piece, Service
 
 Frame = bytes | Piece
 # As in sockets.py: what NNG keeps on both sides before a sender has to wait.
@@ -99,8 +99,7 @@ class Listener:
     """Who listens at an address."""
 
     identity: Identity
-    service: Service
-    handler: Handler
+    handlers: Handlers
     nursery: trio.Nursery
 
 
@@ -184,13 +183,14 @@ class LabNetwork:
         listener = self.lab.listeners.get(address)
         if listener is None or {address.host, self.host} & self.lab.cut_hosts:
             raise DialError(f"{address}: connection refused")
-        if listener.service != service:
-            raise HandshakeError(f"the other end is a {listener.service}, not a {service}")
+        if service not in listener.handlers:
+            offered = next(iter(listener.handlers))
+            raise HandshakeError(f"the other end is a {offered}, not a {service}")
         if expect is not None and listener.identity.peer_id != expect:
             raise HandshakeError(f"peer {listener.identity.peer_id} answered, not {expect}")
-        return self._connect(address, listener)
+        return self._connect(address, listener, listener.handlers[service])
 
-    def _connect(self, address: Address, listener: Listener) -> LabLink:
+    def _connect(self, address: Address, listener: Listener, handler: Handler) -> LabLink:
         there_send, here_receive = trio.open_memory_channel[Frame](BUFFER)
         here_send, there_receive = trio.open_memory_channel[Frame](BUFFER)
         remote = Address(self.host, self.lab.port())
@@ -201,7 +201,7 @@ class LabNetwork:
             self.lab, self.identity.peer_id, remote, False, address.host, there_send, there_receive
         )
         self.lab.links |= {here, there}
-        listener.nursery.start_soon(self._welcome, listener.handler, there)
+        listener.nursery.start_soon(self._welcome, handler, there)
         return here
 
     @staticmethod
@@ -213,14 +213,12 @@ class LabNetwork:
         finally:
             link.close()
 
-    async def listen(
-        self, address: Address, service: Service, handler: Handler, *, task_status: Any
-    ) -> None:
+    async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         bound = Address(self.host, address.port or self.lab.port())
         if bound in self.lab.listeners:
             raise ListenError(f"{bound} is taken by another program: choose another with --listen")
         async with trio.open_nursery() as nursery:
-            self.lab.listeners[bound] = Listener(self.identity, service, handler, nursery)
+            self.lab.listeners[bound] = Listener(self.identity, handlers, nursery)
             try:
                 task_status.started(bound)
                 await trio.sleep(math.inf)

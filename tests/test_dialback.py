@@ -21,15 +21,8 @@ from trio.testing import MockClock
 from lab import Lab, identity
 from p2pnode.tracker.dialback import DialBacks, resolve
 from p2pnode.tracker.errors import Reason, Refused
-from p2pnode.tracker.protocol import (
-    Announce,
-    PeerRecord,
-    Refusal,
-    Reply,
-    Welcome,
-    parse_reply,
-    to_bytes,
-)
+from p2pnode.tracker.protocol import Announce, Refusal, Reply, Welcome, parse_reply, to_bytes
+from p2pnode.tracker.record import PeerRecord
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import MISTAKES, TrackerServer
 from p2pnode.tracker.verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Outcome, Verdict
@@ -76,7 +69,7 @@ class Stage:
     async def peer(self, number: int, door: Address = DOOR) -> Peer:
         peer = Peer()
         network = self.lab.network(identity(number), door.host)
-        await self.nursery.start(network.listen, door, "peer", peer.handler)
+        await self.nursery.start(network.listen, door, {"peer": peer.handler})
         return peer
 
     async def check(
@@ -143,7 +136,7 @@ def test_a_firewall_that_drops() -> None:
             await trio.sleep_forever()
 
         network = stage.lab.network(identity(1), HOME)
-        await stage.nursery.start(network.listen, DOOR, "peer", hang)
+        await stage.nursery.start(network.listen, DOOR, {"peer": hang})
         assert await stage.check() == Outcome.TIMED_OUT
         assert trio.current_time() == 2 * DIALBACK_SECONDS
 
@@ -400,7 +393,7 @@ def test_real_sockets() -> None:
             where = await nursery.start(server.serve, TcpNetwork(identity(200)), here)
             asker = Asker(await network.dial(where, "tracker"))
             async with trio.open_nursery() as listening:
-                door = await listening.start(network.listen, here, "peer", alice.handler)
+                door = await listening.start(network.listen, here, {"peer": alice.handler})
                 await asker.announce(door)
                 assert await asker.dial_back(door) == Verdict(2, "reachable")
                 listening.cancel_scope.cancel()

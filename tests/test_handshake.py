@@ -36,7 +36,7 @@ def both(
     expect: str | None = None, alice: Identity = ALICE, bob: Identity = BOB
 ) -> tuple[Session, Session]:
     """A whole handshake: the dialler's session and the acceptor's."""
-    dialler, acceptor = Dialler(alice, "peer", expect), Acceptor(bob, "peer", None)
+    dialler, acceptor = Dialler(alice, "peer", expect), Acceptor(bob, ["peer"])
     proof, here = dialler.finish(acceptor.reply(dialler.hello()))
     return here, acceptor.finish(proof)
 
@@ -52,7 +52,7 @@ def test_each_learns_who_the_other_is() -> None:
 
 def test_golden_handshake() -> None:
     """With the ephemeral keys 00…1f and 20…3f each message has the golden bytes."""
-    dialler, acceptor = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, "peer", BOBS)
+    dialler, acceptor = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, ["peer"], BOBS)
     assert dialler.hello() == golden("handshake-hello")
     assert acceptor.reply(dialler.hello()) == golden("handshake-reply")
     proof, here = dialler.finish(golden("handshake-reply"))
@@ -86,7 +86,7 @@ def test_identities_are_hidden_from_onlookers() -> None:
 
 def test_the_wrong_peer_is_told_by_name() -> None:
     """Who answers in another's place is not accepted, and learns nothing of who dialled."""
-    dialler, acceptor = Dialler(ALICE, "peer", EVE.peer_id), Acceptor(BOB, "peer", None)
+    dialler, acceptor = Dialler(ALICE, "peer", EVE.peer_id), Acceptor(BOB, ["peer"])
     with pytest.raises(HandshakeError, match=f"{BOB.peer_id} answered, not {EVE.peer_id}"):
         dialler.finish(acceptor.reply(dialler.hello()))
 
@@ -96,8 +96,8 @@ def test_the_wrong_peer_is_told_by_name() -> None:
 
 def test_a_relay_that_answers_with_its_own_key_is_seen() -> None:
     """Eve can't hold two handshakes and pass on the proofs: they are bound to the transcript."""
-    alice, eve_in = Dialler(ALICE, "peer", BOB.peer_id), Acceptor(EVE, "peer", None)
-    eve_out, bob = Dialler(EVE, "peer", None), Acceptor(BOB, "peer", None)
+    alice, eve_in = Dialler(ALICE, "peer", BOB.peer_id), Acceptor(EVE, ["peer"])
+    eve_out, bob = Dialler(EVE, "peer", None), Acceptor(BOB, ["peer"])
     eve_in.reply(alice.hello())
     reply = bob.reply(eve_out.hello())
     with pytest.raises(HandshakeError, match="altered"):
@@ -118,7 +118,7 @@ def test_a_proof_signed_by_another_key_is_refused() -> None:
 
 def test_a_proof_can_t_be_sent_back() -> None:
     """Each side signs its own role: a reflected proof proves nothing."""
-    dialler, acceptor = Dialler(ALICE, "peer", None), Acceptor(BOB, "peer", None)
+    dialler, acceptor = Dialler(ALICE, "peer", None), Acceptor(BOB, ["peer"])
     reply = acceptor.reply(dialler.hello())
     dialler.finish(reply)
     with pytest.raises(HandshakeError):
@@ -127,9 +127,9 @@ def test_a_proof_can_t_be_sent_back() -> None:
 
 def test_a_replayed_proof_is_refused() -> None:
     """What proved Alice yesterday proves nothing today."""
-    dialler, yesterday = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, "peer", BOBS)
+    dialler, yesterday = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, ["peer"], BOBS)
     proof, _ = dialler.finish(yesterday.reply(dialler.hello()))
-    today = Acceptor(BOB, "peer", None)
+    today = Acceptor(BOB, ["peer"])
     today.reply(dialler.hello())
     with pytest.raises(HandshakeError):
         today.finish(proof)
@@ -138,7 +138,7 @@ def test_a_replayed_proof_is_refused() -> None:
 @pytest.mark.parametrize("at", range(0, REPLY_SIZE))
 def test_any_altered_byte_of_the_reply_is_seen(at: int) -> None:
     """One flipped bit anywhere, and the dialler refuses."""
-    dialler, acceptor = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, "peer", BOBS)
+    dialler, acceptor = Dialler(ALICE, "peer", None, ALICES), Acceptor(BOB, ["peer"], BOBS)
     reply = bytearray(acceptor.reply(dialler.hello()))
     # The top bit of an X25519 key has no meaning (RFC 7748), but the transcript holds it.
     reply[at] ^= 0x80
@@ -150,7 +150,7 @@ def test_any_altered_byte_of_the_reply_is_seen(at: int) -> None:
 def test_keys_that_give_no_secret_are_refused(key: bytes) -> None:
     """X25519 keys of small order, with which everybody knows the shared secret."""
     with pytest.raises(HandshakeError, match="unusable X25519 key"):
-        Acceptor(BOB, "peer", None).reply(magic("peer") + key)
+        Acceptor(BOB, ["peer"]).reply(magic("peer") + key)
 
 
 # The points of small order, as libsodium lists them.
@@ -176,11 +176,22 @@ def test_identities_for_which_anybody_can_sign_are_refused(key: bytes) -> None:
 
 def test_another_service_is_named() -> None:
     """A peer that reaches a tracker is told so, by either side."""
-    acceptor, dialler = Acceptor(BOB, "tracker", None), Dialler(ALICE, "peer", None)
+    acceptor, dialler = Acceptor(BOB, ["tracker"]), Dialler(ALICE, "peer", None)
     with pytest.raises(HandshakeError, match="the other end is a peer, not a tracker"):
         acceptor.reply(dialler.hello())
     with pytest.raises(HandshakeError, match="the other end is a tracker, not a peer"):
         dialler.check_magic(acceptor.refusal())
+
+
+def test_one_port_with_several_services() -> None:
+    """The dialler says which it wants, and gets that one; another is named."""
+    acceptor = Acceptor(BOB, ["peer", "relay"])
+    dialler = Dialler(ALICE, "relay", None)
+    proof, _ = dialler.finish(acceptor.reply(dialler.hello()))
+    assert acceptor.finish(proof).peer == ALICE.peer_id
+    assert acceptor.service == "relay"
+    with pytest.raises(HandshakeError, match="is a tracker, not a peer or a relay"):
+        Acceptor(BOB, ["peer", "relay"]).reply(Dialler(ALICE, "tracker", None).hello())
 
 
 @pytest.mark.parametrize(
@@ -232,7 +243,7 @@ def test_any_bytes_fail_with_the_documented_error(data: bytes) -> None:
         Dialler(ALICE, "peer", None, ALICES).finish(data)
     with pytest.raises(HandshakeError):
         Dialler(ALICE, "peer", None, ALICES).finish(magic("peer") + data)
-    acceptor = Acceptor(BOB, "peer", BOBS)
+    acceptor = Acceptor(BOB, ["peer"], BOBS)
     with contextlib.suppress(HandshakeError):
         acceptor.reply((magic("peer") + data)[:HELLO_SIZE])
         with pytest.raises(HandshakeError):

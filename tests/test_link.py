@@ -60,7 +60,7 @@ def with_link(networks: tuple[Network, Network], check: Callable[..., Awaitable[
 
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                where = await nursery.start(bob.listen, ANYWHERE, "peer", handler)
+                where = await nursery.start(bob.listen, ANYWHERE, {"peer": handler})
                 link = await alice.dial(where, "peer", BOB.peer_id)
                 await there.wait()
                 await check(link, arrived[0])
@@ -201,7 +201,7 @@ def test_the_wrong_peer_is_not_accepted(networks: Any) -> None:
     async def main() -> None:
         alice, bob = networks
         async with trio.open_nursery() as nursery:
-            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            where = await nursery.start(bob.listen, ANYWHERE, {"peer": forget})
             with pytest.raises(HandshakeError, match="answered"):
                 await alice.dial(where, "peer", ALICE.peer_id)
             nursery.cancel_scope.cancel()
@@ -220,7 +220,7 @@ def test_the_wrong_service_is_named(networks: Any) -> None:
     async def main() -> None:
         alice, bob = networks
         async with trio.open_nursery() as nursery:
-            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            where = await nursery.start(bob.listen, ANYWHERE, {"peer": forget})
             with pytest.raises(HandshakeError, match="is a peer, not a tracker"):
                 await alice.dial(where, "tracker")
             nursery.cancel_scope.cancel()
@@ -244,7 +244,7 @@ def test_a_busy_port_is_a_clear_error(networks: Any) -> None:
     async def main() -> None:
         bob = networks[1]
         async with trio.open_nursery() as nursery:
-            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            where = await nursery.start(bob.listen, ANYWHERE, {"peer": forget})
             with pytest.raises(ListenError, match="choose another with --listen"):
                 await open_and_close(bob, where)
             nursery.cancel_scope.cancel()
@@ -256,7 +256,7 @@ async def open_and_close(network: Network, where: Address) -> None:
     """Listen until started; an error comes out bare, not in a group."""
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(network.listen, where, "peer", forget)
+            await nursery.start(network.listen, where, {"peer": forget})
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
@@ -282,7 +282,7 @@ def test_garbage_on_the_port_costs_a_count(garbage: bytes) -> None:
     async def main() -> None:
         bob = TcpNetwork(BOB, rejects.append)
         async with trio.open_nursery() as nursery:
-            where = await nursery.start(bob.listen, ANYWHERE, "peer", forget)
+            where = await nursery.start(bob.listen, ANYWHERE, {"peer": forget})
             async with await trio.open_tcp_stream(where.host, where.port) as stream:
                 await stream.send_all(garbage)
                 with pytest.raises((trio.BrokenResourceError, EOFError)):

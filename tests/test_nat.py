@@ -7,15 +7,8 @@ import socket
 import pytest
 
 from p2pnode.transport.address import Address
-from p2pnode.transport.nat import (
-    ADDRESSES_LIMIT,
-    FINDINGS_LIMIT,
-    Claim,
-    Confidence,
-    Direct,
-    announced,
-    outgoing_host,
-)
+from p2pnode.transport.nat.direct import FINDINGS_LIMIT, Direct, outgoing_host
+from p2pnode.transport.nat.reach import ADDRESSES_LIMIT, Claim, Confidence, announced
 
 EVERYWHERE, EVERYWHERE6 = Address("0.0.0.0", 6000), Address("::", 6000)
 

@@ -68,7 +68,7 @@ class Port:
 
     async def opens(self, nursery: trio.Nursery, host: str = HERE) -> None:
         self.where = await nursery.start(
-            self.network.listen, Address(host, 0), "peer", self.handler
+            self.network.listen, Address(host, 0), {"peer": self.handler}
         )
 
 
@@ -383,8 +383,7 @@ def test_addresses_that_are_not_ours(host: str, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ListenError, match="is not an address of this machine"):
             await TcpNetwork(BOB).listen(
                 Address(host, 0),
-                "peer",
-                sleeps,
+                {"peer": sleeps},
                 task_status=trio.TASK_STATUS_IGNORED,
             )
 

@@ -28,11 +28,11 @@ from p2pnode.node.peers import (
     STEADY_SECONDS,
     Peers,
 )
-from p2pnode.tracker.protocol import PeerRecord
+from p2pnode.tracker.record import PeerRecord
 from p2pnode.transport.address import Address
 from p2pnode.transport.admission import Offered
 from p2pnode.transport.exchange import Exchange, Terms
-from p2pnode.transport.link import Handler, Service
+from p2pnode.transport.link import Handlers, Service
 from p2pnode.transport.messages import Run
 from p2pnode.transport.outgoing import Held
 from p2pnode.transport.parts import PartFile
@@ -76,10 +76,8 @@ class Wire:
         link: LabLink = await self.network.dial(address, service, expect)
         return link
 
-    async def listen(
-        self, address: Address, service: Service, handler: Handler, *, task_status: Any
-    ) -> None:
-        await self.network.listen(address, service, handler, task_status=task_status)
+    async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
+        await self.network.listen(address, handlers, task_status=task_status)
 
 
 class Station:
@@ -121,7 +119,9 @@ class Station:
 
         async def life(*, task_status: trio.TaskStatus[Address]) -> None:
             with self._scope:
-                await self.wire.listen(self.address, "peer", self._welcome, task_status=task_status)
+                await self.wire.listen(
+                    self.address, {"peer": self._welcome}, task_status=task_status
+                )
 
         await self._nursery.start(life)
 

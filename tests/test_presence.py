@@ -17,12 +17,12 @@ import trio
 from trio.testing import MockClock
 
 from lab import Lab, identity
+from p2pnode.node import presence
 from p2pnode.node.config import load
 from p2pnode.node.presence import ADDRESS_SECONDS, Presence
-from p2pnode.tracker.protocol import PeerRecord, open_record
+from p2pnode.tracker.record import PeerRecord, open_record
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import TrackerServer
-from p2pnode.transport import nat
 from p2pnode.transport.address import Address
 from p2pnode.transport.link import Link
 
@@ -97,7 +97,7 @@ class Stage:
 
         network = self.lab.network(identity(98), address.host)
         async with trio.open_nursery() as nursery:
-            await nursery.start(network.listen, address, "tracker", handler)
+            await nursery.start(network.listen, address, {"tracker": handler})
             yield
             nursery.cancel_scope.cancel()
 
@@ -117,7 +117,7 @@ class Stage:
 def own_hosts(monkeypatch: pytest.MonkeyPatch, inline_threads: None) -> list[str | None]:
     """The machine's outgoing address, in a list so that a test can change it."""
     hosts: list[str | None] = ["192.168.0.7"]
-    monkeypatch.setattr(nat, "outgoing_host", lambda _towards: hosts[-1])
+    monkeypatch.setattr(presence, "outgoing_host", lambda _towards: hosts[-1])
     return hosts
 
 
@@ -337,7 +337,7 @@ def test_a_name_server_that_hangs_does_not_hold_up_the_end(
         looking.set()
         enough.wait()
 
-    monkeypatch.setattr(nat, "outgoing_host", look)
+    monkeypatch.setattr(presence, "outgoing_host", look)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from lab import Lab, LabNetwork, identity
+from p2pnode.node import presence
 from p2pnode.node.config import load
 from p2pnode.node.presence import Presence
 from p2pnode.node.reachability import CHECK_SECONDS, HOLD_SECONDS, RETRY_SECONDS
@@ -30,11 +31,10 @@ from p2pnode.tracker.protocol import (
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import TrackerServer
 from p2pnode.tracker.verdict import DialBack, Verdict
-from p2pnode.transport import nat
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.link import Link
-from p2pnode.transport.nat import Confidence
+from p2pnode.transport.nat.reach import Confidence
 
 TRACKER, SECOND = Address("8.8.8.8", 5555), Address("8.8.4.4", 5555)
 HOME, OTHER = "2.2.2.2", "9.9.9.9"
@@ -81,7 +81,7 @@ class Node:
 
     async def run(self, door: Address, nursery: trio.Nursery) -> None:
         peers: Any = Nobody()
-        await nursery.start(self.network.listen, door, "peer", self.welcome)
+        await nursery.start(self.network.listen, door, {"peer": self.welcome})
         await nursery.start(self.presence.run, Address("0.0.0.0", door.port), peers)
 
     @property
@@ -141,7 +141,7 @@ class Stage:
 
         network = self.lab.network(identity(98), TRACKER.host)
         async with trio.open_nursery() as nursery:
-            await nursery.start(network.listen, TRACKER, "tracker", handler)
+            await nursery.start(network.listen, TRACKER, {"tracker": handler})
             yield asked
             nursery.cancel_scope.cancel()
 
@@ -155,7 +155,7 @@ class Stage:
 def own_hosts(monkeypatch: pytest.MonkeyPatch, inline_threads: None) -> list[str]:
     """The machine's outgoing address, in a list so that a test can change it."""
     hosts = ["192.168.0.7"]
-    monkeypatch.setattr(nat, "outgoing_host", lambda _towards: hosts[-1])
+    monkeypatch.setattr(presence, "outgoing_host", lambda _towards: hosts[-1])
     return hosts
 
 
@@ -232,7 +232,7 @@ def test_an_address_of_another_host_is_paid_for() -> None:
             node = await stage.node(public=f"{OTHER}:6000")
             door = Address(OTHER, 6000)
             network = stage.lab.network(identity(1), OTHER)
-            await stage.nursery.start(network.listen, door, "peer", node.welcome)
+            await stage.nursery.start(network.listen, door, {"peer": node.welcome})
             await trio.sleep(SOON)
             assert node.text == FOUND
 

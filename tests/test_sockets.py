@@ -82,7 +82,7 @@ def listening(
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 where = await nursery.start(
-                    TcpNetwork(BOB, rejected).listen, ANYWHERE, "peer", handler
+                    TcpNetwork(BOB, rejected).listen, ANYWHERE, {"peer": handler}
                 )
                 await test(where, links)
                 nursery.cancel_scope.cancel()

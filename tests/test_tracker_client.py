@@ -32,7 +32,6 @@ from p2pnode.tracker.protocol import (
     Bye,
     Events,
     Leave,
-    PeerRecord,
     Refusal,
     Request,
     Watch,
@@ -40,6 +39,7 @@ from p2pnode.tracker.protocol import (
     parse_request,
     to_bytes,
 )
+from p2pnode.tracker.record import PeerRecord
 from p2pnode.tracker.registry import TTL, Registry
 from p2pnode.tracker.server import TrackerServer
 from p2pnode.transport.address import Address
@@ -144,7 +144,7 @@ class Stage:
 
         network = self.lab.network(identity(200), TRACKER.host)
         async with trio.open_nursery() as nursery:
-            await nursery.start(network.listen, TRACKER, "tracker", handler)
+            await nursery.start(network.listen, TRACKER, {"tracker": handler})
             yield questions
             nursery.cancel_scope.cancel()
 
@@ -386,7 +386,7 @@ def test_another_service_at_the_address_is_named() -> None:
 
     async def scene(stage: Stage) -> None:
         network = stage.lab.network(identity(200), TRACKER.host)
-        await stage.nursery.start(network.listen, TRACKER, "peer", handler)
+        await stage.nursery.start(network.listen, TRACKER, {"peer": handler})
         alice = stage.player(1)
         await trio.sleep(1)
         assert alice.client.state.detail.endswith(": the other end is a peer, not a tracker")

@@ -49,7 +49,7 @@ def play(scene: Callable[[Contact, Link], Awaitable[None]]) -> None:
             await trio.sleep_forever()
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(lab.network(identity(9)).listen, TRACKER, "tracker", handler)
+            await nursery.start(lab.network(identity(9)).listen, TRACKER, {"tracker": handler})
             contact = Contact(await lab.network(identity(1)).dial(TRACKER, "tracker"))
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(contact.listen)

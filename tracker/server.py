@@ -35,10 +35,10 @@ from .protocol import (
     Reply,
     Watch,
     Welcome,
-    open_record,
     parse_request,
     to_bytes,
 )
+from .record import open_record
 from .registry import PEERS_PER_HOST, Changes, Registry
 from .verdict import DialBack, Verdict
 
@@ -159,7 +159,7 @@ class TrackerServer:
         self._dialbacks = DialBacks(network, self._clock)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
-            await network.listen(address, "tracker", self._welcome, task_status=task_status)
+            await network.listen(address, {"tracker": self._welcome}, task_status=task_status)
 
     async def _expire(self) -> None:
         while True:

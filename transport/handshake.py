@@ -15,6 +15,7 @@ closes, so that the user can be told "that port is a peer, not a tracker".
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -26,13 +27,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from .errors import HandshakeError
 from .identity import Identity, peer_id, verify
+from .link import Service
 
 MAGIC_SIZE = 20
 HELLO_SIZE = MAGIC_SIZE + 32
 PROOF_SIZE = 32 + 64 + 16  # identity, signature, AEAD tag
 REPLY_SIZE = HELLO_SIZE + PROOF_SIZE
 
-SERVICES = ("peer", "tracker")
+SERVICES: tuple[Service, ...] = ("peer", "tracker", "relay")
 _PREFIX = b"p2pnode/1 "
 _DIALLER, _ACCEPTOR = b"p2pnode/1 dialler", b"p2pnode/1 acceptor"
 
@@ -78,16 +80,14 @@ class Session:
 class _Party:
     """What both sides share: the ephemeral key, the transcript, the proof of identity."""
 
-    def __init__(self, identity: Identity, service: str, ephemeral: bytes | None) -> None:
+    def __init__(self, identity: Identity, ephemeral: bytes | None) -> None:
         self._identity = identity
-        self._service = service
         self._private = (
             X25519PrivateKey.from_private_bytes(ephemeral)
             if ephemeral
             else X25519PrivateKey.generate()
         )
-        public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self._hello = magic(service) + public
+        self._public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
     def _agree(self, theirs: bytes, transcript: bytes) -> tuple[Sealer, Sealer, bytes]:
         """The two sealers (dialler's first) and the transcript hash that both will sign."""
@@ -113,12 +113,12 @@ def _check(proof: bytes, role: bytes, bound: bytes, sealer: Sealer) -> bytes:
     return public
 
 
-def _other_service(hello: bytes, wanted: str) -> HandshakeError:
-    """Say what is at the other end instead of the wanted service."""
+def _service(hello: bytes) -> Service:
+    """The service that these first bytes name; raises HandshakeError."""
     found = next((s for s in SERVICES if hello[:MAGIC_SIZE] == magic(s)), None)
     if found is None:  # its bytes may be anything, so they are not shown
-        return HandshakeError("the other end does not speak p2pnode/1")
-    return HandshakeError(f"the other end is a {found}, not a {wanted}")
+        raise HandshakeError("the other end does not speak p2pnode/1")
+    return found
 
 
 class Dialler(_Party):
@@ -127,8 +127,9 @@ class Dialler(_Party):
     def __init__(
         self, identity: Identity, service: str, expect: str | None, ephemeral: bytes | None = None
     ) -> None:
-        super().__init__(identity, service, ephemeral)
-        self._expect = expect
+        super().__init__(identity, ephemeral)
+        self._service, self._expect = service, expect
+        self._hello = magic(service) + self._public
 
     def hello(self) -> bytes:
         """The first HELLO_SIZE bytes to send."""
@@ -136,8 +137,8 @@ class Dialler(_Party):
 
     def check_magic(self, first: bytes) -> None:
         """Look at the first MAGIC_SIZE bytes of the reply; raises HandshakeError."""
-        if first != magic(self._service):
-            raise _other_service(first, self._service)
+        if (found := _service(first)) != self._service:
+            raise HandshakeError(f"the other end is a {found}, not a {self._service}")
 
     def finish(self, reply: bytes) -> tuple[bytes, Session]:
         """Check the reply of REPLY_SIZE bytes: the proof to send, and the session."""
@@ -153,19 +154,33 @@ class Dialler(_Party):
 
 
 class Acceptor(_Party):
-    """The side that listened: `reply` to the hello, then `finish` with the dialler's proof."""
+    """The side that listened: `reply` to the hello, then `finish` with the dialler's proof.
+
+    It may offer several services; `service` is the one that the dialler has asked for.
+    """
+
+    def __init__(
+        self, identity: Identity, services: Sequence[Service], ephemeral: bytes | None = None
+    ) -> None:
+        super().__init__(identity, ephemeral)
+        self._offered = services
+        self.service = services[0]
 
     def reply(self, hello: bytes) -> bytes:
         """The REPLY_SIZE bytes that answer a hello; raises HandshakeError."""
-        if hello[:MAGIC_SIZE] != magic(self._service):
-            raise _other_service(hello, self._service)
+        wanted = _service(hello)
+        if wanted not in self._offered:
+            offered = " or a ".join(self._offered)
+            raise HandshakeError(f"the other end is a {wanted}, not a {offered}")
+        self.service = wanted
+        self._hello = magic(wanted) + self._public
         self._receiver, self._sender, bound = self._agree(hello[MAGIC_SIZE:], hello + self._hello)
         self._bound = hashlib.sha256(bound + self._identity.public_key).digest()
         return self._hello + self._prove(_ACCEPTOR, bound, self._sender)
 
     def refusal(self) -> bytes:
         """What to send before closing on a hello for another service: our own magic."""
-        return self._hello[:MAGIC_SIZE]
+        return magic(self._offered[0])
 
     def finish(self, proof: bytes) -> Session:
         """Check the dialler's PROOF_SIZE bytes; raises HandshakeError."""

@@ -13,7 +13,7 @@ so they are not sealed a second time.
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -21,7 +21,7 @@ from .address import Address
 from .envelope import ENVELOPE_LIMIT
 from .errors import WireError
 
-Service: TypeAlias = Literal["peer", "tracker"]
+Service: TypeAlias = Literal["peer", "tracker", "relay"]
 
 # A control message carries at most one envelope and a few fields beside it.
 CONTROL_LIMIT = ENVELOPE_LIMIT + 8 * 1024
@@ -95,6 +95,7 @@ class Link(Protocol):
 
 
 Handler: TypeAlias = Callable[[Link], Awaitable[None]]
+Handlers: TypeAlias = Mapping[Service, Handler]
 
 
 class Network(Protocol):
@@ -107,10 +108,9 @@ class Network(Protocol):
         cancel scope is the timeout.
         """
 
-    async def listen(
-        self, address: Address, service: Service, handler: Handler, *, task_status: Any
-    ) -> None:
+    async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         """Accept for ever; `task_status.started` gets the bound Address; one task a link.
 
-        A link is closed when its handler returns. Raises ListenError when the port is taken.
+        The dialler says which service it wants; one port may offer several. A link is closed when
+        its handler returns. Raises ListenError when the port is taken.
         """

@@ -28,7 +28,7 @@ from .handshake import (
     Session,
 )
 from .identity import Identity
-from .link import Handler, Service
+from .link import Handlers, Service
 from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
@@ -91,9 +91,7 @@ class TcpNetwork:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def listen(
-        self, address: Address, service: Service, handler: Handler, *, task_status: Any
-    ) -> None:
+    async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         """Accept for ever; one task a link; raises ListenError."""
         try:
             listeners = await trio.open_tcp_listeners(address.port, host=address.host)
@@ -101,29 +99,33 @@ class TcpNetwork:
             raise ListenError(_why_no_listener(address, error)) from None
         port = listeners[0].socket.getsockname()[1]
         task_status.started(Address(address.host, port))
-        await trio.serve_listeners(partial(self._welcome, service, handler), listeners)
+        await trio.serve_listeners(partial(self._welcome, handlers), listeners)
 
-    async def _welcome(self, service: Service, handler: Handler, stream: trio.SocketStream) -> None:
+    async def _welcome(self, handlers: Handlers, stream: trio.SocketStream) -> None:
         """One accepted connection, from stranger to closed link; never raises for its mistakes."""
-        link = await self._admit(service, stream)
-        if link is None:
+        admitted = await self._admit(handlers, stream)
+        if admitted is None:
             return
+        link, service = admitted
         try:
-            await handler(link)
+            await handlers[service](link)
         except LinkClosed:
             pass  # how every link ends
         finally:
             await link.aclose()
 
-    async def _admit(self, service: Service, stream: trio.SocketStream) -> NngLink | None:
+    async def _admit(
+        self, handlers: Handlers, stream: trio.SocketStream
+    ) -> tuple[NngLink, Service] | None:
         """Shake hands with a stranger, within the limits; None (and counted) when that fails."""
         host = _owner_of(stream)
         try:
             self._strangers[host] += 1
             self._check_room(host)
             with trio.fail_after(HANDSHAKE_SECONDS):
-                session = await _accept_handshake(stream, Acceptor(self._identity, service, None))
-                return await _to_link(stream, session, dialled=False)
+                acceptor = Acceptor(self._identity, tuple(handlers))
+                session = await _accept_handshake(stream, acceptor)
+                return await _to_link(stream, session, dialled=False), acceptor.service
         except (HandshakeError, LinkClosed, OSError, trio.BrokenResourceError) as error:
             self._on_reject(f"handshake: {error}" if str(error) else "handshake: broken off")
         except trio.TooSlowError:

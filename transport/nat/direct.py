@@ -1,54 +1,18 @@
-"""How others can reach this node: the `Reach` interface and its first implementation.
-
-A `Reach` is one way in (direct, later a port mapping, a punched hole, a relay). It claims
-addresses, each with how sure it is and until when. The node announces the claims of all its ways,
-the surest first. Cores only take `now`; a way that has to talk to routers or relays does so in a
-task of its own and changes what it claims.
-"""
+"""The direct way in: others connect to the address that we listen on."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol
+from typing import Any
 
-from .address import Address
+import trio
 
-# What a peer record carries at most; more ways in than that don't help anybody.
-ADDRESSES_LIMIT = 8
+from ..address import Address
+from .reach import ADDRESSES_LIMIT, Claim, Confidence
 
 # What is remembered of looks from outside: eight addresses and as many trackers.
 FINDINGS_LIMIT = ADDRESSES_LIMIT**2
-
-
-class Confidence(IntEnum):
-    """How sure a way in is."""
-
-    GUESSED = 1  # an address of this machine, or the tracker's sight of it, and our port
-    GIVEN = 2  # the user says so (--public)
-    PROVED = 3  # somebody came in through it, or a tracker dialled back
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Others may reach us at `address`, so sure, until `until` (the caller's clock, seconds)."""
-
-    address: Address
-    confidence: Confidence
-    until: float = math.inf
-
-
-class Reach(Protocol):
-    """One way in."""
-
-    name: str
-
-    def claims(self, now: float) -> tuple[Claim, ...]:
-        """What this way offers now."""
 
 
 class Direct:
@@ -98,6 +62,16 @@ class Direct:
         if len(self._findings) > FINDINGS_LIMIT:
             del self._findings[next(iter(self._findings))]
 
+    async def run(self, *, task_status: Any) -> None:
+        """Nothing needs to be done: others tell (`saw`, `found`, `came_in`)."""
+        task_status.started()
+        await trio.sleep_forever()
+
+    def changed(self) -> None:
+        """What others have found is about the network from before."""
+        self._findings.clear()
+        self._proved = False
+
     def claims(self, now: float) -> tuple[Claim, ...]:
         """The addresses to announce."""
         return tuple(self._judged(claim, now) for claim in self._given())
@@ -129,13 +103,6 @@ class Direct:
             for host in dict.fromkeys(reversed(self._seen.values()))
             if (ip := _ip(host)) is not None and ip.version == bound.version
         )
-
-
-def announced(reaches: Iterable[Reach], now: float) -> tuple[Address, ...]:
-    """The addresses of all valid claims, the surest first, each once."""
-    claims = [c for reach in reaches for c in reach.claims(now) if c.until > now]
-    claims.sort(key=lambda claim: -claim.confidence)
-    return tuple(dict.fromkeys(claim.address for claim in claims))[:ADDRESSES_LIMIT]
 
 
 def outgoing_host(towards: Address) -> str | None:
