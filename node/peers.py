@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ..tracker.protocol import PeerRecord
+from ..tracker.record import PeerRecord
 from ..transport.address import Address
 from ..transport.errors import TransportError
 from ..transport.exchange import LEFT, Exchange

@@ -1,7 +1,7 @@
 """Peer records for the tracker's tests, signed by the keys of `lab.identity`."""
 
 from lab import identity
-from p2pnode.tracker.protocol import PeerRecord, SignedRecord, open_record
+from p2pnode.tracker.record import PeerRecord, SignedRecord, open_record
 from p2pnode.transport.address import Address
 from p2pnode.transport.envelope import Kind, seal
 

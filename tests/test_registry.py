@@ -11,7 +11,8 @@ from records import peer, sealed, signed
 
 from p2pnode.tracker import registry as module
 from p2pnode.tracker.errors import Reason, Refused
-from p2pnode.tracker.protocol import REPLY_LIMIT, Events, SignedRecord, open_record, to_bytes
+from p2pnode.tracker.protocol import REPLY_LIMIT, Events, to_bytes
+from p2pnode.tracker.record import SignedRecord, open_record
 from p2pnode.tracker.registry import PEERS_PER_HOST, TTL, Changes, Registry
 
 HOST = "1.2.3.4"

@@ -13,6 +13,7 @@ from records import peer, record, sealed, signed
 
 from lab import identity
 from p2pnode.tracker import protocol, registry, server, verdict
+from p2pnode.tracker import record as peer_record
 from p2pnode.tracker.errors import SENTENCES, ProtocolError, Reason, RecordError, Refused
 from p2pnode.tracker.protocol import (
     Announce,
@@ -20,17 +21,16 @@ from p2pnode.tracker.protocol import (
     Events,
     Leave,
     Message,
-    PeerRecord,
     Refusal,
     Reply,
     Request,
     Watch,
     Welcome,
-    open_record,
     parse_reply,
     parse_request,
     to_bytes,
 )
+from p2pnode.tracker.record import PeerRecord, open_record
 from p2pnode.tracker.verdict import DialBack, Outcome, Verdict
 from p2pnode.transport import wire
 from p2pnode.transport.address import Address
@@ -107,7 +107,7 @@ def test_the_docs_tell_every_reason_and_limit() -> None:
     assert {name: float(value) for name, value in told.items()} == {
         name: float(getattr(module, name))
         for name in told
-        for module in (protocol, registry, server, verdict)
+        for module in (protocol, peer_record, registry, server, verdict)
         if hasattr(module, name)
     }
 

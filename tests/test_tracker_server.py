@@ -30,10 +30,10 @@ from p2pnode.tracker.protocol import (
     Request,
     Watch,
     Welcome,
-    open_record,
     parse_reply,
     to_bytes,
 )
+from p2pnode.tracker.record import open_record
 from p2pnode.tracker.registry import TTL, Registry
 from p2pnode.tracker.server import BURST, MISTAKES, RATE, TrackerServer
 from p2pnode.transport import wire

@@ -24,16 +24,8 @@ from ..transport.link import Network
 from .checks import price
 from .contact import Contact
 from .errors import Reason, Refused, TrackerError
-from .protocol import (
-    WATCH_SECONDS,
-    Announce,
-    Bye,
-    Events,
-    Leave,
-    PeerRecord,
-    Watch,
-    Welcome,
-)
+from .protocol import WATCH_SECONDS, Announce, Bye, Events, Leave, Watch, Welcome
+from .record import PeerRecord
 from .roster import Roster
 from .verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Verdict
 

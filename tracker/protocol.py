@@ -4,13 +4,9 @@ Strategy: a peer asks, the tracker answers; the `id` of the question stands in t
 several may be on the way. Each message is one deterministic CBOR map whose "t" is its type, read
 through one table a direction. Parsing gives a value that is right or raises ProtocolError.
 
-A peer record travels as the envelope that its peer signed (kind "peer-record"). Trackers and peers
-both open it with `open_record`, so a tracker can hand records on but can't make or change one.
-
 The pages of docs/protocol/tracker.md show each message with the same bytes as the tests.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -18,25 +14,13 @@ from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
 from ..transport import wire
 from ..transport.address import Address
-from ..transport.envelope import ENVELOPE_LIMIT, Kind, peek
-from ..transport.errors import (
-    BadSignature,
-    EnvelopeError,
-    WireError,
-)
-from ..transport.manifest import SWARM_LIMIT
-from ..transport.wire import INTEGER, Fields
-from .errors import ProtocolError, Reason, RecordError, Refused
+from ..transport.envelope import ENVELOPE_LIMIT
+from ..transport.errors import WireError
+from ..transport.wire import Fields
+from .errors import ProtocolError
 from .fields import ADDRESS_LIMIT, PEER_LIMIT, address, peer, word
+from .record import RECORD_LIMIT
 from .verdict import PAYMENT, DialBack, Verdict
-
-VERSION: Final = 1
-
-ADDRESSES: Final = 8
-"""Addresses in a record: IPv4, IPv6, a name, and room for mapped and relayed ones."""
-
-RECORD_LIMIT: Final = 4 * 1024
-"""Bytes of a signed record: eight of the longest names make 2 KiB, a usual one has 230 bytes."""
 
 REQUEST_LIMIT: Final = PAYMENT + RECORD_LIMIT + 256
 """Bytes of a question: a payment or a record, and the fields beside it."""
@@ -55,87 +39,6 @@ TTL_LEAST, TTL_MOST = 1.0, 3600.0
 
 WATCH_SECONDS: Final = 25.0
 """A watch is answered by then: NAT tables and firewalls forget an idle connection after 30 s."""
-
-
-def check_swarm(name: str) -> str:
-    """The name, if a swarm may have it. Raises RecordError."""
-    if not 1 <= len(name) <= SWARM_LIMIT or not name.isprintable():
-        raise RecordError(f"a swarm's name has 1 to {SWARM_LIMIT} printable characters")
-    return name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerRecord:
-    """Where a peer can be reached, in its own words. Raises RecordError for wrong values.
-
-    `seq` grows with every record of the peer; `created` is Unix seconds of its clock, for people
-    only. A peer that nobody can dial has no addresses: it dials the others.
-    """
-
-    swarm: str
-    seq: int
-    addresses: tuple[Address, ...]
-    created: float
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        check_swarm(self.swarm)
-        if self.version != VERSION:
-            raise RecordError(f"version {self.version}, this p2pnode reads version {VERSION}")
-        if not 0 <= self.seq <= INTEGER or not math.isfinite(self.created):
-            raise RecordError("seq must be from 0 to 2**63-1, created a finite number")
-        if len(self.addresses) > ADDRESSES or not all(a.port for a in self.addresses):
-            raise RecordError(f"at most {ADDRESSES} addresses, each with a port from 1")
-
-    def to_bytes(self) -> bytes:
-        """The deterministic CBOR map, what goes into the envelope."""
-        value = {name: getattr(self, name) for name in ("version", "swarm", "seq")}
-        value |= {"addresses": [str(a) for a in self.addresses], "created": float(self.created)}
-        return wire.encode(value)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The record in these bytes. Raises RecordError for any others."""
-        try:
-            f = Fields.parse(data, what="record", limit=RECORD_LIMIT)
-            texts = f.items("addresses", ADDRESSES)
-            return cls(
-                version=f.integer("version"),
-                swarm=f.text("swarm", SWARM_LIMIT),
-                seq=f.integer("seq"),
-                addresses=tuple(
-                    address(texts.text(key, ADDRESS_LIMIT), "record.addresses") for key in texts
-                ),
-                created=f.number("created"),
-            )
-        except WireError as error:
-            raise RecordError(str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class SignedRecord:
-    """A record whose signature was checked: the bytes as they came, their peer, what they say."""
-
-    data: bytes
-    peer: str
-    record: PeerRecord
-
-
-def open_record(data: bytes, *, signer: str | None = None) -> SignedRecord:
-    """Check a signed record, cheap things first; `signer` is the one peer that may have signed.
-
-    Raises Refused with MALFORMED, FOREIGN_KEY or BAD_SIGNATURE.
-    """
-    try:
-        unverified = peek(data, limit=RECORD_LIMIT)
-        if signer is not None and unverified.peer_id != signer:
-            raise Refused(Reason.FOREIGN_KEY)
-        record = PeerRecord.from_bytes(unverified.payload)
-        return SignedRecord(data, unverified.verify(Kind.PEER_RECORD).peer_id, record)
-    except BadSignature:
-        raise Refused(Reason.BAD_SIGNATURE) from None
-    except (EnvelopeError, RecordError):
-        raise Refused(Reason.MALFORMED) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from typing import Final
 
 from ..transport.address import Address, owner
 from .errors import Reason, Refused
-from .protocol import PAGE_ITEMS, TTL_LEAST, TTL_MOST, SignedRecord
+from .protocol import PAGE_ITEMS, TTL_LEAST, TTL_MOST
+from .record import SignedRecord
 
 TTL: Final = 30.0
 """Seconds that a record lives: three announces at a third of it may be lost."""

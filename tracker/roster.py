@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .errors import Reason, Refused
-from .protocol import PeerRecord, SignedRecord, open_record
+from .record import PeerRecord, SignedRecord, open_record
 from .registry import PEERS_PER_SWARM
 
 TOO_MANY: Final = "too-many"
