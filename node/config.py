@@ -41,8 +41,14 @@ class Config:
     passphrase_file: Path | None
     swarm: str
     tracker: tuple[Address, ...]
+    peer: tuple[Address, ...]
+    lan: bool
     public: Address | None
     listen: Address
+    reach: tuple[str, ...]
+    stun: tuple[Address, ...]
+    relay: bool
+    relay_space: int
     max_peers: int
     fan_out: int
     task: str
@@ -265,5 +271,5 @@ def template() -> str:
 def _toml(option: Option) -> str:
     """The option's default, or its example, as TOML."""
     text = option.default or option.example
-    value = f'"{text}"' if option.kind.toml == (str,) else text
+    value = f'"{text}"' if str in option.kind.toml else text
     return f"[{value}]" if option.many else value

@@ -21,6 +21,7 @@ SWARM_NAME_LIMIT: Final = 64
 
 _SWARM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+_UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _WORDS: Final = {"1": True, "true": True, "yes": True, "on": True} | {
     "0": False,
     "false": False,
@@ -65,6 +66,41 @@ def number(low: float, high: float) -> Kind:
         return value
 
     return Kind("X", (int, float), read)
+
+
+class Size(int):
+    """A number of bytes that is shown as "10GB"."""
+
+    def __str__(self) -> str:
+        units = [unit for unit, amount in _UNITS.items() if self and not self % amount]
+        unit = max(units, key=_UNITS.__getitem__, default="")
+        return f"{int(self) // _UNITS[unit]}{unit}" if unit else repr(int(self))
+
+
+def size(low: int, high: int) -> Kind:
+    """Bytes, such as 500MB or 10GB, from low to high."""
+
+    def read(text: str, _: Path) -> Size:
+        match = re.fullmatch(r"([0-9]{1,20}) ?([kMGT]?B)?", text)
+        value = Size(int(match[1]) * _UNITS.get(match[2], 1)) if match else Size(-1)
+        if not low <= value <= high:
+            ends = f"{Size(low)} to {Size(high)}"
+            raise ValueError(f"{clip(text)} is not a size such as 10GB, from {ends}")
+        return value
+
+    return Kind("SIZE", (int, str), read)
+
+
+def words(*known: str) -> Kind:
+    """Some of a few words, with commas between; each once, in the order in which they are known."""
+
+    def read(text: str, _: Path) -> tuple[str, ...]:
+        given = set(text.replace(",", " ").split())
+        if not given or given - set(known):
+            raise ValueError(f"{clip(text)} is not one or more of {', '.join(known)}")
+        return tuple(word for word in known if word in given)
+
+    return Kind("WORD,…", (str,), read)
 
 
 def choice(*words: str) -> Kind:

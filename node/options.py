@@ -7,11 +7,34 @@ table in docs/reference/config.md are all made from OPTIONS, so they can't diffe
 from dataclasses import dataclass
 from typing import Final
 
-from .kinds import BOOLEAN, DEVICE, PATH, SHARD, SWARM, TASK, Kind, address, choice, integer, number
+from .kinds import (
+    BOOLEAN,
+    DEVICE,
+    PATH,
+    SHARD,
+    SWARM,
+    TASK,
+    Kind,
+    address,
+    choice,
+    integer,
+    number,
+    size,
+    words,
+)
 
 PEER_PORT: Final = 6000
 TRACKER_PORT: Final = 5555
 """The prototype's ports; people know them."""
+
+STUN_PORT: Final = 3478
+"""RFC 8489."""
+
+WAYS: Final = ("direct", "mapping", "punching", "relay")
+"""The ways in for others, as they are tried."""
+
+SPACE_LEAST, SPACE_MOST = 10**7, 10**15
+"""Bytes that a relay may use: two small models, and more than any disk has."""
 
 TRACKERS_LIMIT: Final = 16
 """Each tracker costs a connection and an announce every few seconds; nobody runs this many."""
@@ -96,6 +119,22 @@ OPTIONS: Final = (
         many=True,
     ),
     Option(
+        "peer",
+        address(PEER_PORT),
+        None,
+        "any member of the swarm, to join without a tracker; may be given several times",
+        "Swarm",
+        example="peer.example:6000",
+        many=True,
+    ),
+    Option(
+        "lan",
+        BOOLEAN,
+        "false",
+        "find peers in the local network, and be found there (mDNS)",
+        "Swarm",
+    ),
+    Option(
         "public",
         address(PEER_PORT),
         None,
@@ -108,6 +147,36 @@ OPTIONS: Final = (
         address(PEER_PORT, any_port=True),
         "0.0.0.0:6000",
         "address to listen on, port 0 for any free one; with --public alone, its port everywhere",
+        "Network",
+    ),
+    Option(
+        "reach",
+        words(*WAYS),
+        ",".join(WAYS),
+        "ways in for others that may be used: direct, mapping, punching, relay",
+        "Network",
+    ),
+    Option(
+        "stun",
+        address(STUN_PORT),
+        None,
+        "STUN server beside the trackers' own; may be given several times",
+        "Network",
+        example="stun.example:3478",
+        many=True,
+    ),
+    Option(
+        "relay",
+        BOOLEAN,
+        "false",
+        "hold models for peers of the swarm that can't be reached",
+        "Network",
+    ),
+    Option(
+        "relay_space",
+        size(SPACE_LEAST, SPACE_MOST),
+        "10GB",
+        "disk that the models held for others may take",
         "Network",
     ),
     Option(

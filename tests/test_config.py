@@ -10,7 +10,7 @@ import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from p2pnode.node.config import Config, as_json, home_of, load, template
+from p2pnode.node.config import Config, as_json, home_of, load, show, template
 from p2pnode.node.errors import ConfigError
 from p2pnode.node.options import OPTIONS, TRACKERS_LIMIT
 from p2pnode.transport.address import Address
@@ -250,3 +250,29 @@ def test_settings_have_a_form_for_scripts(home: Path) -> None:
 def test_the_reference_shows_the_option_table() -> None:
     """docs/reference/config.md is what `python tests/reference.py` makes of OPTIONS."""
     assert reference.options() in reference.CONFIG.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_", "shown"),
+    [("10GB", 10**10, "10GB"), ("500 MB", 5 * 10**8, "500MB"), ("123456789", 123456789, None)],
+)
+def test_a_size(home: Path, text: str, bytes_: int, shown: str | None) -> None:
+    """A size is written with its unit or in bytes, and shown in the largest unit that is whole."""
+    value = config(home, relay_space=text).relay_space
+    assert value == bytes_
+    assert show(value) == (shown or f"{text}B")
+
+
+@pytest.mark.parametrize("text", ["lots", "1.5GB", "-1GB", "1MB", "9999TB9", "10GiB"])
+def test_no_size(home: Path, text: str) -> None:
+    """Anything else says what to write."""
+    assert "is not a size such as 10GB" in error(home, relay_space=text)
+
+
+def test_ways_in(home: Path) -> None:
+    """The ways in stand in the order in which they are tried, each once."""
+    assert config(home).reach == ("direct", "mapping", "punching", "relay")
+    assert config(home, reach="relay, direct,relay").reach == ("direct", "relay")
+    assert show(config(home, reach="relay,direct").reach) == "direct relay"
+    for text in ("", ",", "direct,tunnel"):
+        assert "is not one or more of direct, mapping" in error(home, reach=text or " ")
