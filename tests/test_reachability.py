@@ -321,7 +321,7 @@ def test_an_older_tracker() -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (lambda r: Refusal(r.id, "too-often"), "asked for too many dial-backs"),
+        (lambda r: Refusal(r.id, "too-often"), "asked for too much of this"),
         (lambda r: Refusal(r.id, "something-new"), "something-new"),
         (lambda r: Verdict(r.id, "something-new"), "the tracker says something-new"),
         (lambda r: None, "no verdict in 15 s"),

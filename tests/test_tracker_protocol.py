@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from p2pnode.tracker.errors import SENTENCES, ProtocolError, Reason, RecordError
 from p2pnode.tracker.protocol import (
     Announce,
     Bye,
+    Call,
+    Called,
     Events,
     Leave,
     Message,
@@ -37,6 +40,7 @@ from p2pnode.transport.address import Address
 from p2pnode.transport.envelope import Kind, seal
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.link import CONTROL_LIMIT
+from p2pnode.transport.peer_address import PeerAddress
 
 STEADY = settings(deadline=None, derandomize=True)
 """The same examples in every run, however busy the machine is."""
@@ -55,6 +59,12 @@ RECORD = PeerRecord(
     ),
     created=1_800_000_000.5,
 )
+RELAYED = replace(
+    RECORD,
+    seq=RECORD.seq + 1,
+    relays=(PeerAddress(peer(1), Address("2.2.2.9", 6000)),),
+    relay=True,
+)
 ENVELOPE = seal(SIGNER, Kind.PEER_RECORD, RECORD.to_bytes())
 CURSOR = bytes(range(24))
 
@@ -64,6 +74,7 @@ REQUESTS: dict[str, Request] = {
     "tracker-watch": Watch(3, CURSOR),
     "tracker-leave": Leave(4),
     "tracker-dialback": DialBack(6, Address("2.2.2.2", 6000), bytes(range(32))),
+    "tracker-call": Call(7, peer(1), b"sealed"),
 }
 REPLIES: dict[str, Reply] = {
     "tracker-welcome": Welcome(1, 30.0, Address("2.2.2.2", 40001)),
@@ -71,6 +82,11 @@ REPLIES: dict[str, Reply] = {
     "tracker-bye": Bye(4),
     "tracker-error": Refusal(5, "stale"),
     "tracker-verdict": Verdict(6, "timed-out"),
+    "tracker-welcome-offers": Welcome(
+        1, 30.0, Address("2.2.2.2", 40001), relay=True, stun=3478, time=1_800_000_000.5
+    ),
+    "tracker-events-calls": Events(2, CURSOR, False, (), (), (b"sealed",)),
+    "tracker-called": Called(7),
 }
 MESSAGES: dict[str, Message] = {**REQUESTS, **REPLIES}
 
@@ -93,6 +109,8 @@ def test_golden_record() -> None:
     assert golden("tracker-signed-record") == ENVELOPE
     opened = open_record(ENVELOPE, signer=SIGNER.peer_id)
     assert (opened.data, opened.peer, opened.record) == (ENVELOPE, SIGNER.peer_id, RECORD)
+    assert RELAYED.to_bytes() == golden("tracker-record-relays")
+    assert PeerRecord.from_bytes(golden("tracker-record-relays")) == RELAYED
 
 
 def test_the_docs_tell_every_reason_and_limit() -> None:
@@ -129,10 +147,30 @@ def test_an_empty_page_needs_no_lists() -> None:
     assert parse_reply(data) == Events(1, b"", False, (), ())
 
 
+@pytest.mark.parametrize(
+    ("late", "early"),
+    [
+        ("tracker-welcome-offers", Welcome(1, 30.0, Address("2.2.2.2", 40001))),
+        ("tracker-events-calls", Events(2, CURSOR, False, (), ())),
+    ],
+)
+def test_an_older_peer_reads_what_it_knows(late: str, early: Reply) -> None:
+    """Without the later keys it is the message of before, and that one never has those keys."""
+    value = wire.decode(golden(late), limit=1000)
+    assert isinstance(value, dict)
+    old = {key: item for key, item in value.items() if key not in LATER}
+    assert old != value
+    assert parse_reply(wire.encode(old)) == early
+    assert to_bytes(early) == wire.encode(old)
+
+
+LATER = {"relay", "stun", "time", "calls"}
 GOOD: dict[str, dict[str, Any]] = {
     "announce": {"envelope": b"x"},
     "watch": {"cursor": b""},
     "leave": {},
+    "call": {"peer": peer(1), "envelope": b"x"},
+    "called": {},
     "welcome": {"ttl": 30.0, "seen": "1.2.3.4:5"},
     "events": {"cursor": b"", "fresh": True, "joined": [b"x"], "left": [peer(1)]},
     "bye": {},
@@ -163,6 +201,20 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("events", {"joined": [b"x"] * 2049}),
     ("events", {"left": ["12D3KooWnobody"]}),
     ("events", {"left": [peer(1)[:-1] + "0"]}),
+    ("events", {"calls": [b""]}),
+    ("events", {"calls": [b"x" * 1025]}),
+    ("events", {"calls": [b"x"] * 9}),
+    ("events", {"calls": b"x"}),
+    ("welcome", {"relay": 1}),
+    ("welcome", {"stun": -1}),
+    ("welcome", {"stun": 65536}),
+    ("welcome", {"stun": 3478.0}),
+    ("welcome", {"time": float("inf")}),
+    ("welcome", {"time": "noon"}),
+    ("call", {"peer": "12D3KooWnobody"}),
+    ("call", {"peer": None}),
+    ("call", {"envelope": b""}),
+    ("call", {"envelope": b"x" * 1025}),
     ("error", {"reason": ""}),
     ("error", {"reason": "\x1b[2J"}),
     ("error", {"reason": "Stale"}),
@@ -173,7 +225,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("kind", "change"), WRONG)
 def test_wrong_fields_are_refused(kind: str, change: dict[str, Any]) -> None:
     """A field of another type, size or form is a ProtocolError that names it."""
-    read = parse_request if kind in ("announce", "watch", "leave") else parse_reply
+    read = parse_request if kind in ("announce", "watch", "leave", "call") else parse_reply
     right: dict[str, Any] = {"t": kind, "id": 1, **GOOD[kind]}
     assert read(wire.encode(right))
     with pytest.raises(ProtocolError, match=re.escape(next(iter(change)))):
@@ -206,6 +258,9 @@ def test_oversize_is_refused_before_decoding() -> None:
         parse_reply(b"x" * (protocol.REPLY_LIMIT + 1))
 
 
+RELAY = f"{peer(2)}@1.2.3.4:1"
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -224,6 +279,15 @@ def test_oversize_is_refused_before_decoding() -> None:
         {"addresses": ["1.2.3.4:1"] * 9},
         {"addresses": "1.2.3.4:1"},
         {"addresses": [7]},
+        {"relays": [RELAY] * 2},
+        {"relays": [RELAY, f"{peer(3)}@1.2.3.5:1", f"{peer(4)}@1.2.3.5:1"]},
+        {"relays": [RELAY.replace(":1", ":0")]},
+        {"relays": ["1.2.3.4:1"]},
+        {"relays": [f"{peer(2)}@"]},
+        {"relays": [RELAY.encode()]},
+        {"relays": RELAY},
+        {"relay": 1},
+        {"relay": True, "addresses": []},
     ],
 )
 def test_wrong_records_are_refused(change: dict[str, Any]) -> None:
@@ -238,6 +302,24 @@ def test_wrong_records_are_refused(change: dict[str, Any]) -> None:
     assert caught.value.reason == Reason.MALFORMED
 
 
+def test_nobody_is_their_own_relay() -> None:
+    """A record that names its own peer as a relay would send others in a circle."""
+    relayed = replace(record(), relays=(PeerAddress.parse(RELAY),))
+    data = relayed.to_bytes()
+    assert open_record(seal(identity(1), Kind.PEER_RECORD, data)).record == relayed
+    with pytest.raises(Refused) as caught:
+        open_record(seal(identity(2), Kind.PEER_RECORD, data))
+    assert caught.value.reason == Reason.MALFORMED
+
+
+def test_every_way_in_counts_as_news() -> None:
+    """A record whose addresses, relays or offer to relay change says something new; seq doesn't."""
+    first = record()
+    assert replace(first, seq=2, created=7.0).ways == first.ways
+    for change in ({"addresses": ()}, {"relays": RELAYED.relays}, {"relay": True}):
+        assert replace(first, **change).ways != first.ways
+
+
 def test_a_peer_without_addresses_has_a_record() -> None:
     """Who can't be dialled is still in the swarm: it dials the others."""
     alone = PeerRecord(swarm="main", seq=1, addresses=(), created=0.0)
@@ -245,10 +327,17 @@ def test_a_peer_without_addresses_has_a_record() -> None:
 
 
 def test_the_largest_record_fits() -> None:
-    """Eight addresses with the longest names stay under the limit of a signed record."""
+    """Addresses and relays with the longest names stay under the limit of a signed record."""
     name = ".".join(["x" * 61] * 4)[:253]
     addresses = tuple(Address(name, 65535 - i) for i in range(8))
-    largest = PeerRecord(swarm="水" * 64, seq=2**63 - 1, addresses=addresses, created=1.1)
+    largest = PeerRecord(
+        swarm="水" * 64,
+        seq=2**63 - 1,
+        addresses=addresses,
+        created=1.1,
+        relays=tuple(PeerAddress(peer(2 + i), addresses[i]) for i in range(2)),
+        relay=True,
+    )
     data = seal(identity(1), Kind.PEER_RECORD, largest.to_bytes())
     assert open_record(data).record == largest
     assert parse_request(to_bytes(Announce(2**63 - 1, data)))
@@ -288,15 +377,19 @@ ADDRESSES = st.builds(
     st.ip_addresses().map(str) | st.from_regex(r"[a-z]{1,20}\.example", fullmatch=True),
     st.integers(1, 65535),
 )
+PEERS = st.integers(0, 255).map(peer)
+RELAYS = st.builds(PeerAddress, PEERS, ADDRESSES)
 RECORDS = st.builds(
     PeerRecord,
     swarm=st.text(st.characters(codec="utf-8"), min_size=1, max_size=64).filter(str.isprintable),
     seq=st.integers(0, 2**63 - 1),
     addresses=st.lists(ADDRESSES, max_size=8).map(tuple),
     created=st.floats(allow_nan=False, allow_infinity=False),
+    relays=st.lists(RELAYS, max_size=2, unique_by=lambda relay: relay.peer).map(tuple),
 )
 IDS = st.integers(1, 2**63 - 1)
 ENVELOPES = st.binary(min_size=1, max_size=4096)
+CALLS = st.binary(min_size=1, max_size=1024)
 ANY_REQUEST = (
     st.builds(Announce, IDS, ENVELOPES)
     | st.builds(Watch, IDS, st.binary(max_size=32))
@@ -308,17 +401,28 @@ ANY_REQUEST = (
         st.binary(min_size=16, max_size=32),
         st.sampled_from([b"", bytes(verdict.PAYMENT)]),
     )
+    | st.builds(Call, IDS, PEERS, CALLS)
 )
 ANY_REPLY = (
-    st.builds(Welcome, IDS, st.floats(1, 3600), ADDRESSES)
+    st.builds(
+        Welcome,
+        IDS,
+        st.floats(1, 3600),
+        ADDRESSES,
+        st.booleans(),
+        st.integers(0, 65535),
+        st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    )
     | st.builds(
         Events,
         IDS,
         st.binary(max_size=32),
         st.booleans(),
         st.lists(ENVELOPES, max_size=9).map(tuple),
-        st.lists(st.integers(0, 255).map(peer), max_size=9).map(tuple),
+        st.lists(PEERS, max_size=9).map(tuple),
+        st.lists(CALLS, max_size=8).map(tuple),
     )
+    | st.builds(Called, IDS)
     | st.builds(Bye, IDS)
     | st.builds(Refusal, IDS, st.sampled_from([*map(str, Reason), "something-new"]))
     | st.builds(Verdict, IDS, st.sampled_from([*map(str, Outcome), "something-new"]))
@@ -365,6 +469,12 @@ KEYS = st.sampled_from(
         "swarm",
         "seq",
         "addresses",
+        "relays",
+        "relay",
+        "stun",
+        "time",
+        "calls",
+        "peer",
     ]
 )
 NEARLY = st.dictionaries(KEYS, WIRE | st.sampled_from(list(GOOD))).map(wire.encode)

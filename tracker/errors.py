@@ -30,6 +30,7 @@ class Reason(StrEnum):
     UNPAID = "unpaid"
     NO_ROUTE = "no-route"
     TOO_OFTEN = "too-often"
+    ABSENT = "absent"
 
     @property
     def sentence(self) -> str:
@@ -43,7 +44,7 @@ SENTENCES = {
     Reason.BAD_SIGNATURE: "the record's signature doesn't match",
     Reason.OTHER_SWARM: "one connection serves one swarm",
     Reason.STALE: "a newer record of this peer is known (does another node use this key?)",
-    Reason.UNANNOUNCED: "announce comes before watch, leave and dialback",
+    Reason.UNANNOUNCED: "announce comes before any other question",
     Reason.BUSY: "one watch at a time on a connection",
     Reason.HOST_FULL: "too many peers from this host",
     Reason.SWARM_FULL: "the swarm has no room for another peer",
@@ -52,7 +53,8 @@ SENTENCES = {
     Reason.PRIVATE_ADDRESS: "the tracker sees this peer outside of that address's network",
     Reason.UNPAID: "dialling another host than the asking one costs a payment",
     Reason.NO_ROUTE: "the tracker has no way to that address",
-    Reason.TOO_OFTEN: "the tracker has been asked for too many dial-backs",
+    Reason.TOO_OFTEN: "the tracker has been asked for too much of this",
+    Reason.ABSENT: "no such other peer is connected to this tracker",
 }
 
 NO_ROOM = frozenset({Reason.HOST_FULL, Reason.SWARM_FULL, Reason.TRACKER_FULL})
@@ -61,6 +63,7 @@ NO_MISTAKE = NO_ROOM | {
     Reason.PRIVATE_ADDRESS,
     Reason.NO_ROUTE,
     Reason.TOO_OFTEN,
+    Reason.ABSENT,
 }
 """The refusals that are nobody's mistake: no room, or what a peer couldn't know when it asked."""
 

@@ -1,7 +1,7 @@
 """CORE: who is in which swarm now, and what changed since a watcher last looked.
 
 Strategy: one counter numbers every change of the registry. A member carries the number of its last
-news (it came, or its addresses changed; a mere sign of life is no news), and the members of a swarm
+news (it came, or its ways in changed; a mere sign of life is no news), and the members of a swarm
 lie in that order. Departures lie in a short log. So "what is new since number n" is the end of two
 ordered rows, a whole list is the same question with n = 0, and a long answer is cut anywhere and
 goes on from its last number. Nothing is kept for a watcher.
@@ -45,7 +45,7 @@ DEPARTURES: Final = 1024
 """Departures a swarm remembers, 55 KiB; a watcher that missed more gets the whole list."""
 
 PAGE_BYTES: Final = 240 * 1024
-"""Records and peer IDs in one answer; leaves 17 KiB of the reply limit for the CBOR around them."""
+"""Records and peer IDs in one answer; leaves 17 KiB of the reply limit for calls and CBOR."""
 
 INSTANCE: Final = 8
 """Bytes of a registry's random name."""
@@ -143,7 +143,7 @@ class Registry:
         if old is not None and signed.record.seq <= old.signed.record.seq:
             raise Refused(Reason.STALE)
         self._check_room(swarm, host, old)
-        moved = old is None or old.signed.record.addresses != signed.record.addresses
+        moved = old is None or old.signed.record.ways != signed.record.ways
         number = self._next() if old is None or moved else old.number
         self._keep(signed, host, number)
         self._deadlines.pop((swarm, peer), None)

@@ -59,9 +59,7 @@ class Roster:
         if known is not None and signed.record.seq < known.record.seq:
             raise Refused(Reason.STALE)
         self._known[signed.peer] = _Known(signed.record)
-        return (
-            signed if known is None or known.record.addresses != signed.record.addresses else None
-        )
+        return signed if known is None or known.record.ways != signed.record.ways else None
 
     def forget(self, peer: str) -> bool:
         """The tracker says that this peer left; True where it was known."""

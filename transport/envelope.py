@@ -36,6 +36,7 @@ class Kind(bytes, Enum):
 
     MANIFEST = b"manifest"
     PEER_RECORD = b"peer-record"
+    CALL = b"call"
 
 
 @dataclass(frozen=True, slots=True)
