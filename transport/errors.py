@@ -13,6 +13,7 @@
     │   ├── ListenError      an address of ours cannot be listened on
     │   ├── HandshakeError   connected, but it did not prove who it is
     │   └── LinkClosed       was connected, is no more
+    ├── StunError            no usable answer from a STUN server
     └── ProtocolError        a message that is well-formed and not due
         └── TransferError    model bytes, or a request for some, that are not due
 
@@ -75,6 +76,10 @@ class HandshakeError(LinkError):
 
 class LinkClosed(LinkError):
     """The connection is closed."""
+
+
+class StunError(TransportError):
+    """The STUN server gave no usable answer."""
 
 
 class ProtocolError(TransportError):
