@@ -53,6 +53,7 @@ def light(state: str) -> tuple[str, str]:
 
 _LIGHTS: Final = {
     "connected": ("●", GOOD),
+    "relayed": ("◐", GOOD),
     "connecting": ("○", WARN),
     "unreachable": ("✗", BAD),
     "lost": ("✗", BAD),

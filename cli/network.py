@@ -40,7 +40,7 @@ from .lines import (
 
 def peers(all_peers: Sequence[PeerStatus], width: int) -> Section:
     """The neighbours, connected ones first, as many as fit."""
-    order = sorted(all_peers, key=lambda peer: _RANK.get(peer.state, 1))
+    order = sorted(all_peers, key=lambda peer: _RANK.get(peer.state, 2))
     empty = [line(("none yet: they come from the tracker as they join", LABEL))]
 
     def body(rows: int) -> list[Text]:
@@ -54,13 +54,13 @@ def peers(all_peers: Sequence[PeerStatus], width: int) -> Section:
     return Section("Peers", peer_count(order), 2, len(order) + 1, body, step=2)
 
 
-_RANK = {"connected": 0, "connecting": 1, "lost": 2}
+_RANK = {"connected": 0, "relayed": 1, "connecting": 2, "lost": 3}
 
 
 def peer_count(all_peers: Sequence[PeerStatus]) -> Text:
     """ "12 connected, 1 lost"."""
     counts = Counter(peer.state for peer in all_peers)
-    states = sorted(counts, key=lambda state: _RANK.get(state, 1))
+    states = sorted(counts, key=lambda state: _RANK.get(state, 2))
     return line(", ".join(f"{counts[state]} {state}" for state in states))
 
 

@@ -52,6 +52,7 @@ def header(status: NodeStatus, width: int) -> list[Text]:
         item("peer", (status.peer, NAME)),
         *map(_tracker, status.trackers),
         _address(status),
+        *(item(way.name, way.detail) for way in status.ways),
     ]
     if status.listening != status.public:
         items.append(item("listening", status.listening))
@@ -59,8 +60,9 @@ def header(status: NodeStatus, width: int) -> list[Text]:
 
 
 def _address(status: NodeStatus) -> Text:
+    reachability = status.reachability.replace(f" at {status.public}", "")  # it stands before it
     where = line((status.public, NAME)) if status.public else line("no public address")
-    return item("address", line(where, ", ", status.reachability))
+    return item("address", line(where, ", ", reachability))
 
 
 def _tracker(tracker: TrackerStatus) -> Text:

@@ -27,6 +27,7 @@ from .status import (
     TrackerStatus,
     TrainingStatus,
     TransferStatus,
+    WayStatus,
 )
 
 # Reasons are our own words, but a refusal's reason may come from the worker: keep the table small.
@@ -170,6 +171,7 @@ class Board:
         listening: str,
         reachability: str,
         trackers: Iterable[TrackerStatus],
+        ways: Iterable[WayStatus],
         peers: Peers,
         exchange: Exchange,
         mailbox: Mailbox,
@@ -188,6 +190,7 @@ class Board:
             reachability=reachability,
             uptime=now - self._began,
             trackers=tuple(trackers),
+            ways=tuple(ways),
             training=self.training,
             history=tuple(self.history),
             peers=tuple(self._peers(peers, exchange, mailbox, now)),
@@ -201,7 +204,7 @@ class Board:
         self, peers: Peers, exchange: Exchange, mailbox: Mailbox, now: float
     ) -> Iterable[PeerStatus]:
         models = {held.peer: held.manifest for held in mailbox.models()}
-        order = {"connected": 0, "connecting": 1, "lost": 2}
+        order = {"connected": 0, "relayed": 1, "connecting": 2, "lost": 3}
         for known in sorted(peers.known.values(), key=lambda k: (order[k.state], k.peer)):
             session = exchange.sessions.get(known.peer)
             base = self._peer(known, session, now)

@@ -147,6 +147,7 @@ class Node:
             listening=str(self._bound or ""),
             reachability=self.presence.reachability(self.board.came_in()),
             trackers=self.presence.statuses(),
+            ways=(),
             peers=self.peers,
             exchange=self.exchange,
             mailbox=self.mailbox,

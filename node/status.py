@@ -47,6 +47,14 @@ class TrackerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WayStatus:
+    """One way in for others: "mapping", "punching" or "relay", and what there is to say of it."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingStatus:
     """The worker: `state` is "starting", "loading", "bootstrapping", "training", "testing",
     "averaging", "finished" or "failed"; `detail` says more in one line.
@@ -82,8 +90,9 @@ class EpochStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One neighbour: `path` is how it is reached ("direct 1.2.3.4:6000"), `state` is
-    "connected", "connecting" or "lost".
+    """One neighbour: `path` is how it is reached ("direct 1.2.3.4:6000", or "relay 1.2.3.4:5555"
+    where its models come through a relay), `state` is "connected", "relayed", "connecting" or
+    "lost".
 
     `epoch` is that of its newest model, `behind` how many epochs of training its model has less
     than ours (negative: more), `weight` its share in our last average (0 to 1), `silent` the
@@ -151,6 +160,7 @@ class NodeStatus:
     reachability: str
     uptime: float
     trackers: tuple[TrackerStatus, ...] = ()
+    ways: tuple[WayStatus, ...] = ()
     training: TrainingStatus = TrainingStatus()
     history: tuple[EpochStatus, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
@@ -208,6 +218,7 @@ def _node(f: Fields) -> NodeStatus:
         reachability=_text(f, "reachability"),
         uptime=f.number("uptime", default=0.0),
         trackers=tuple(_tracker(each) for each in _maps(f, "trackers")),
+        ways=tuple(WayStatus(_text(w, "name"), _text(w, "detail")) for w in _maps(f, "ways")),
         training=_training(f.map("training")),
         history=tuple(_epoch(each) for each in _maps(f, "history")),
         peers=tuple(_peer(each) for each in _maps(f, "peers")),

@@ -14,6 +14,7 @@ from p2pnode.node.status import (
     TrackerStatus,
     TrainingStatus,
     TransferStatus,
+    WayStatus,
 )
 from p2pnode.transport.manifest import Scores
 
@@ -40,6 +41,7 @@ def swarm_of(peers: int, *, epochs: int = 4, accuracy: bool = True) -> NodeStatu
         reachability=f"reached by {peers} peer{'s' * (peers > 1)}" if peers else "unknown",
         uptime=3753.0,
         trackers=(TrackerStatus("203.0.113.1:5555", "connected", "", peers),),
+        ways=(WayStatus("mapping", "198.51.100.7:6000 by the router (PCP), for 57 min"),),
         training=TrainingStatus(
             "training", "", epochs + 1, 14, 507, 938, 3120.4, 425.0, 0.0712, "cpu", 1, 1_199_882
         ),
@@ -110,6 +112,7 @@ def statuses(text: st.SearchStrategy[str] = _line) -> st.SearchStrategy[NodeStat
         *[text] * 8,
         _number,
         trackers=_some(st.builds(TrackerStatus, text, state, text, _count)),
+        ways=_some(st.builds(WayStatus, text, text)),
         training=st.builds(
             TrainingStatus,
             state,

@@ -30,6 +30,7 @@ from p2pnode.node.status import (
     NodeStatus,
     PeerStatus,
     TrackerStatus,
+    WayStatus,
 )
 from p2pnode.transport.manifest import Manifest, Scores
 
@@ -85,6 +86,7 @@ class Node:
             listening="0.0.0.0:6000",
             reachability=self.board.came_in(),
             trackers=[TrackerStatus("t:5555", "connected", "", 2)],
+            ways=[WayStatus("mapping", "by the router")],
             peers=fake,
             exchange=fake,
             mailbox=fake,

@@ -25,6 +25,7 @@ class Direct:
     """
 
     name = "direct"
+    detail = ""
 
     def __init__(self, public: Address | None) -> None:
         self._public = public

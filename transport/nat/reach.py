@@ -48,6 +48,10 @@ class Reach(Protocol):
 
     name: str
 
+    @property
+    def detail(self) -> str:
+        """What it has found, in one line for people; empty where there is nothing to say."""
+
     def claims(self, now: float) -> tuple[Claim, ...]:
         """What this way offers now."""
 
