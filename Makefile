@@ -29,7 +29,7 @@ test: $(VENV)/dev        ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 test-lab: $(VENV)/dev    ## real nodes behind real NATs, in network namespaces (Linux, root)
-	$(BIN)/python -m pytest -m lab -rs tests/test_natlab.py $(ARGS)
+	$(BIN)/python -m pytest -m lab -rs tests/test_natlab*.py $(ARGS)
 
 lab: $(VENV)/run         ## a shell with NATs of every kind to try things by hand (Linux, root)
 	$(BIN)/python tests/natlab_shell.py
