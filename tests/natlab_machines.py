@@ -53,8 +53,9 @@ class Namespace:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a server on this machine; it ends with the laboratory."""
-        silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        server = subprocess.Popen([*self.enter, *command], **silent, stderr=subprocess.DEVNULL)
+        silent = subprocess.DEVNULL
+        words = [*self.enter, *command]
+        server = subprocess.Popen(words, stdin=silent, stdout=silent, stderr=silent)
         self.servers.append(server)
         return server
 
