@@ -19,7 +19,7 @@ PS1='natlab$ '
 
 
 def build(lab: NatLab) -> None:
-    """Two public machines, a laptop behind each kind of router, and two people who share one."""
+    """Public machines, a laptop behind each kind of router, and two people who share one."""
     lab.public("tracker")
     lab.public("server")
     for kind in KINDS:
@@ -27,6 +27,9 @@ def build(lab: NatLab) -> None:
     shared = lab.home("port-restricted", "shared")
     shared.host("alice")
     shared.host("bob")
+    lab.home("port-restricted", "no-udp", udp=False).host("at-no-udp")
+    if not natlab.lacking("turnserver"):
+        lab.stun("stun")
 
 
 def table(lab: NatLab) -> str:
