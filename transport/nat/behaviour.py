@@ -41,7 +41,7 @@ class Behaviour:
 
     kind: MappingKind
     mapped: Address | None = None
-    """Where the first server saw us."""
+    """Where one of the servers saw us."""
     port_preserving: bool | None = None
     """Whether our port is the same outside; None where nobody answered."""
 

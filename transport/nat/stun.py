@@ -128,17 +128,17 @@ async def _resolve(server: Address, local: Address) -> Address:
 
 async def _resolved(servers: Sequence[Address], local: Address) -> list[Address]:
     """Those that have an address within a round."""
-    found: list[Address] = []
+    found: dict[Address, Address] = {}
 
     async def note(server: Address) -> None:
         with contextlib.suppress(StunError):
-            found.append(await _resolve(server, local))
+            found[server] = await _resolve(server, local)
 
     with trio.move_on_after(ROUND_SECONDS):
         async with trio.open_nursery() as nursery:
             for server in servers:
                 nursery.start_soon(note, server)
-    return found
+    return [found[server] for server in servers if server in found]
 
 
 @contextlib.asynccontextmanager
@@ -161,6 +161,8 @@ def _errors(address: Address) -> Iterator[None]:
         yield
     except StunError as error:
         raise StunError(f"{address}: {error.args[0]}") from None
+    except trio.BrokenResourceError:
+        raise StunError(f"{address}: the connection broke") from None
     except OSError as error:
         why = os.strerror(error.errno).lower() if error.errno else str(error)
         raise StunError(f"{address}: {why}") from None

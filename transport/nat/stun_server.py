@@ -22,15 +22,15 @@ from ..errors import ListenError, StunError
 from .stun import read_message
 from .stun_codec import MESSAGE_LIMIT, parse_request, refusal, reply
 
-HOST: Final = (10.0, 64)
+HOST: Final = (8.0, 64)
 """Answers a second, and at once, for one host (of IPv6: its /64): a classroom behind one NAT."""
 
-ALL: Final = (500.0, 1000)
+ALL: Final = (512.0, 1024)
 """For all: 22 kB a second. Senders can be forged, so this bounds what the forger's victims get."""
 
 HOSTS_LIMIT: Final = 8192
-"""Hosts that are remembered. A host is forgotten 6.4 s after its last question, and in that time
-there are at most 1000 + 6.4 · 500 of them, so there is always room."""
+"""Hosts that are remembered. A host may be forgotten 8 s after its last question, and in that time
+there are at most 1024 + 8 · 512 of them, so there is always room."""
 
 CONNECTION_SECONDS: Final = 40.0
 """How long a TCP connection may stay: what RFC 8489 gives one question (39.5 s, section 6.2.2)."""
