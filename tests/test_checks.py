@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.tracker.checks import ALL, HOST, PEER, STRANGER, Budget, Limit, check_price, price
+from p2pnode.tracker.checks import ALL, HOST, PEER, STRANGER, Budget, check_price, price
 from p2pnode.tracker.errors import Reason, Refused
+from p2pnode.tracker.limits import Limit
 from p2pnode.tracker.verdict import PAYMENT
 from p2pnode.transport.address import Address
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from records import peer, record, sealed, signed
 
 from lab import identity
-from p2pnode.tracker import protocol, registry, server, verdict
+from p2pnode.tracker import protocol, registry, server, sessions, verdict
 from p2pnode.tracker import record as peer_record
 from p2pnode.tracker.errors import SENTENCES, ProtocolError, Reason, RecordError, Refused
 from p2pnode.tracker.protocol import (
@@ -125,7 +125,7 @@ def test_the_docs_tell_every_reason_and_limit() -> None:
     assert {name: float(value) for name, value in told.items()} == {
         name: float(getattr(module, name))
         for name in told
-        for module in (protocol, peer_record, registry, server, verdict)
+        for module in (protocol, peer_record, registry, server, sessions, verdict)
         if hasattr(module, name)
     }
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
@@ -13,9 +9,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import peer, sealed
-from trio.testing import MockClock
+from trackers import Asker, Stage, play
 
-from lab import Lab, identity
 from p2pnode.tracker import registry as registries
 from p2pnode.tracker import server as module
 from p2pnode.tracker.errors import Reason
@@ -26,87 +21,18 @@ from p2pnode.tracker.protocol import (
     Events,
     Leave,
     Refusal,
-    Reply,
-    Request,
     Watch,
     Welcome,
     parse_reply,
     to_bytes,
 )
 from p2pnode.tracker.record import open_record
-from p2pnode.tracker.registry import TTL, Registry
-from p2pnode.tracker.server import BURST, MISTAKES, RATE, TrackerServer
+from p2pnode.tracker.registry import TTL
+from p2pnode.tracker.server import MISTAKES
+from p2pnode.tracker.sessions import BURST, RATE, SEND_SECONDS
 from p2pnode.transport import wire
-from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed
-from p2pnode.transport.link import CONTROL_LIMIT, Link
-
-TRACKER = Address("10.0.0.1", 5555)
-
-
-@dataclass
-class Asker:
-    """One peer's raw link to the tracker."""
-
-    number: int
-    link: Link
-    ids: count[int] = field(default_factory=lambda: count(1))
-
-    async def ask(self, request: Callable[[int], Request]) -> Reply:
-        await self.link.send(to_bytes(request(next(self.ids))))
-        return parse_reply(await self.link.receive())
-
-    async def announce(self, seq: int = 1, *, swarm: str = "main", port: int = 6000) -> Reply:
-        envelope = sealed(self.number, seq, swarm=swarm, port=port)
-        return await self.ask(lambda id: Announce(id, envelope))
-
-    async def watch(self, cursor: bytes = b"") -> Events:
-        reply = await self.ask(lambda id: Watch(id, cursor))
-        assert isinstance(reply, Events)
-        return reply
-
-
-@dataclass
-class Stage:
-    """A running tracker and a network around it."""
-
-    lab: Lab
-    server: TrackerServer
-    lines: list[str]
-
-    async def peer(self, number: int, host: str | None = None) -> Asker:
-        network = self.lab.network(identity(number), host or f"10.0.1.{number}")
-        return Asker(number, await network.dial(TRACKER, "tracker"))
-
-    async def member(self, number: int) -> Asker:
-        asker = await self.peer(number)
-        assert isinstance(await asker.announce(), Welcome)
-        return asker
-
-    def rejects(self) -> dict[str, int]:
-        return dict(self.server.status.rejects)
-
-
-@asynccontextmanager
-async def tracker() -> AsyncIterator[Stage]:
-    """A tracker at TRACKER that runs as long as the block."""
-    lab, lines = Lab(), list[str]()
-    server = TrackerServer(Registry(secrets.token_bytes(8)), log=lines.append)
-    network = lab.network(identity(200), TRACKER.host)
-    async with trio.open_nursery() as nursery:
-        assert await nursery.start(server.serve, network, TRACKER) == TRACKER
-        yield Stage(lab, server, lines)
-        nursery.cancel_scope.cancel()
-
-
-def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
-    """Run a scene with a tracker; time passes only where everyone waits."""
-
-    async def main() -> None:
-        async with tracker() as stage:
-            await scene(stage)
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+from p2pnode.transport.link import CONTROL_LIMIT
 
 
 def test_an_announce_is_welcomed_with_the_address_seen() -> None:
@@ -318,7 +244,7 @@ def test_a_peer_that_does_not_read_is_dropped() -> None:
                 await deaf.link.send(to_bytes(Announce(n, sealed(1, n))))
         assert stage.server.status.links == 0
         assert isinstance(await (await stage.peer(2)).announce(), Welcome)
-        assert trio.current_time() <= module.SEND_SECONDS + 10
+        assert trio.current_time() <= SEND_SECONDS + 10
 
     play(scene)
 

@@ -11,32 +11,12 @@ Budgets are leaky buckets: for each peer, each host that asks, each host that is
 all. Time is passed in as `now`.
 """
 
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..transport.address import is_name, is_public, owner
-from ..transport.bucket import Bucket
 from .errors import Reason, Refused
+from .limits import Limit, take
 from .verdict import PAYMENT
-
-
-@dataclass(slots=True)
-class Limit:
-    """`burst` at once, then `rate` a second, for each key."""
-
-    rate: float
-    burst: int
-    _buckets: dict[str, Bucket] = field(default_factory=dict)
-
-    def free(self, key: str, now: float) -> bool:
-        """Whether one more may be taken."""
-        return key not in self._buckets or self._buckets[key].free(now)
-
-    def take(self, key: str, now: float) -> None:
-        """Take one; keys that may take a whole burst again are forgotten."""
-        self._buckets = {k: bucket for k, bucket in self._buckets.items() if not bucket.idle(now)}
-        self._buckets.setdefault(key, Bucket(self.rate, self.burst)).wait(now)
-
 
 PEER: Final = (1 / 20, 8)
 """Dial-backs for one peer: a record's addresses at once; ours asks for a few in five minutes."""
@@ -64,19 +44,12 @@ class Budget:
 
     def ask(self, peer: str, seen: str, now: float) -> None:
         """A peer asks from the host `seen`. Raises Refused TOO_OFTEN; then nothing is taken."""
-        _take(now, (self._all, ""), (self._peer, peer), (self._host, owner(seen)))
+        take(now, (self._all, ""), (self._peer, peer), (self._host, owner(seen)))
 
     def dial(self, target: str, seen: str, now: float) -> None:
         """The host `target` will be dialled. Raises Refused TOO_OFTEN."""
         if target != seen:
-            _take(now, (self._stranger, owner(target)))
-
-
-def _take(now: float, *wanted: tuple[Limit, str]) -> None:
-    if not all(limit.free(key, now) for limit, key in wanted):
-        raise Refused(Reason.TOO_OFTEN)
-    for limit, key in wanted:
-        limit.take(key, now)
+            take(now, (self._stranger, owner(target)))
 
 
 def price(target: str, seen: str) -> int | None:

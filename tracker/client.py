@@ -11,22 +11,36 @@ Nothing a tracker does raises here: the swarm goes on without it.
 
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import trio
 
 from ..transport.address import Address
+from ..transport.bucket import Bucket
 from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Network
+from ..transport.peer_address import PeerAddress
 from .checks import price
 from .contact import Contact
-from .errors import Reason, Refused, TrackerError
-from .protocol import WATCH_SECONDS, Announce, Bye, Events, Leave, Watch, Welcome
+from .errors import TrackerError
+from .protocol import (
+    WATCH_SECONDS,
+    Announce,
+    Bye,
+    Call,
+    Called,
+    Events,
+    Leave,
+    Watch,
+    Welcome,
+)
 from .record import PeerRecord
 from .roster import Roster
+from .state import BACKOFF_MOST, Backoff, Status, TrackerState, reason
 from .verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Verdict
 
 DIAL_SECONDS: Final = 10.0
@@ -42,51 +56,13 @@ WATCH_PAUSE: Final = 0.25
 """Seconds from an answer to the next watch: many joins come as one page, and a tracker that
 always has news can't keep this peer busy. Trackers serve five questions a second."""
 
-BACKOFF_FIRST, BACKOFF_MOST = 0.5, 15.0
-"""Seconds until the next try, doubled after each: soon back after a restart, and no storm."""
+PROMPT: Final = (1 / WATCH_PAUSE, 8)
+"""Watches after calls: who is called waits for what comes next, so eight go without a pause. Who
+has ever more calls for this peer keeps it no busier than with other news."""
 
 GRACE: Final = 2 * BACKOFF_MOST
 """At least so long may a peer be missing from the list of a tracker that was started anew: by
 then everyone has dialled it again."""
-
-DETAIL_LIMIT: Final = 200
-"""Characters of a state's detail: it is one line on a screen."""
-
-Status = Literal["connecting", "connected", "unreachable"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerState:
-    """The contact now: `detail` is one line for people.
-
-    `seen` is our address as the tracker saw it, `peers` counts the others in the swarm, `listed`
-    tells whether a list of them has ever come, `rejects` the records that were skipped, by reason.
-    """
-
-    address: Address
-    status: Status
-    detail: str
-    peers: int
-    listed: bool
-    seen: Address | None
-    rejects: tuple[tuple[str, int], ...]
-
-
-class Backoff:
-    """How long to wait before the next try: each wait about twice the one before."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._most = BACKOFF_FIRST
-
-    def reset(self) -> None:
-        """Begin anew, after a success."""
-        self._most = BACKOFF_FIRST
-
-    def wait(self) -> float:
-        """Seconds; between half and all of 0.5, 1, 2, 4, 8, 15, 15, …"""
-        most, self._most = self._most, min(2 * self._most, BACKOFF_MOST)
-        return most * self._rng.uniform(0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +72,22 @@ class _Owner:
     records: Callable[[], bytes]
     on_joined: Callable[[str, PeerRecord], None]
     on_left: Callable[[str], None]
+    on_call: Callable[[bytes], None]
 
 
 def _quiet(_line: str) -> None:
     """Log nothing."""
 
 
+def _unheard(_call: bytes) -> None:
+    """Heed no call."""
+
+
 class TrackerClient:
     """Keeps one tracker informed about this peer, and this peer about its swarm.
 
-    `peer` is the own peer ID; `log` gets a line whenever the contact comes or goes.
+    `peer` is the own peer ID; `wall` is compared with the tracker's clock; `log` gets a line
+    whenever the contact comes or goes.
     """
 
     def __init__(
@@ -116,11 +98,12 @@ class TrackerClient:
         swarm: str,
         peer: str,
         rng: random.Random,
+        wall: Callable[[], float] = time.time,
         log: Callable[[str], None] = _quiet,
     ) -> None:
         self._network = network
         self._address = address
-        self._log = log
+        self._wall, self._log = wall, log
         self._backoff = Backoff(rng)
         self._roster = Roster(swarm, peer)
         self._cursor = b""
@@ -128,10 +111,11 @@ class TrackerClient:
         self._detail = "connecting"
         self._why = ""
         self._grace = GRACE
-        self._seen: Address | None = None
+        self._welcome: Welcome | None = None  # the last one
+        self._skew: float | None = None
+        self._prompt = Bucket(*PROMPT)
         self._contact: Contact | None = None
         self.tracker = ""  # its peer ID, once there has been a contact
-        self._older: Contact | None = None  # with a tracker that knows no dial-back
         self._due = trio.Event()
         self._leaving = False
         self._running = trio.CancelScope()
@@ -139,14 +123,18 @@ class TrackerClient:
     @property
     def state(self) -> TrackerState:
         """The contact as it is now."""
+        last, host = self._welcome, self._address.host
         return TrackerState(
             address=self._address,
             status=self._status,
             detail=self._detail,
             peers=len(self._roster),
             listed=self._cursor != b"",
-            seen=self._seen,
+            seen=last.seen if last else None,
             rejects=self._roster.rejects,
+            relay=PeerAddress(self.tracker, self._address) if last and last.relay else None,
+            stun=Address(host, last.stun) if last and last.stun else None,
+            skew=self._skew,
         )
 
     def refresh(self) -> None:
@@ -158,36 +146,47 @@ class TrackerClient:
 
         Raises Refused (also by an older tracker, with MALFORMED), Silent, LinkClosed.
         """
-        contact = self._contact
-        if contact is None or self._seen is None:
-            raise LinkClosed
-        if contact is self._older:
-            raise Refused(Reason.MALFORMED)  # as it said; asking again would count against us
-        payment = bytes(PAYMENT if price(address.host, self._seen.host) else 0)
+        contact, seen = self._welcomed(), self.state.seen
+        payment = bytes(PAYMENT if seen and price(address.host, seen.host) else 0)
         ask = partial(DialBack, address=address, nonce=nonce, payment=payment)
-        try:
-            return (await contact.ask(ask, Verdict, DIALBACK_SECONDS + REPLY_SECONDS)).outcome
-        except Refused as error:
-            if error.reason == Reason.MALFORMED:
-                self._older = contact
-            raise
+        return (await contact.try_ask(ask, Verdict, DIALBACK_SECONDS + REPLY_SECONDS)).outcome
+
+    async def call(self, peer: str, envelope: bytes) -> None:
+        """Let the tracker hand a call, of 1 to CALL_LIMIT bytes, to a peer of the swarm.
+
+        Raises Refused (ABSENT, TOO_OFTEN; MALFORMED by an older tracker), Silent, LinkClosed.
+        """
+        ask = partial(Call, peer=peer, envelope=envelope)
+        await self._welcomed().try_ask(ask, Called, REPLY_SECONDS)
+
+    def knows(self, peer: str) -> bool:
+        """Whether the tracker lists this peer, and a call to it can be tried."""
+        return self._status == "connected" and peer in self._roster
+
+    def _welcomed(self) -> Contact:
+        """The contact on which this peer is announced. Raises LinkClosed."""
+        if self._contact is None or self._status != "connected":
+            raise LinkClosed
+        return self._contact
 
     async def run(
         self,
         records: Callable[[], bytes],
         on_joined: Callable[[str, PeerRecord], None],
         on_left: Callable[[str], None],
+        on_call: Callable[[bytes], None] = _unheard,
         *,
         task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Keep the contact until cancelled or after `leave`; call once.
 
         `records()` gives a freshly sealed record with a higher seq each time. `on_joined(peer ID,
-        record)` comes for a new peer and again when its addresses change, `on_left(peer ID)` when
-        the tracker says so; both return at once.
+        record)` comes for a new peer and again when its ways in change, `on_left(peer ID)` when the
+        tracker says so, `on_call(envelope)` for what a peer has to say, as it came, whoever it is
+        from; they return at once.
         """
         task_status.started()
-        owner = _Owner(records, on_joined, on_left)
+        owner = _Owner(records, on_joined, on_left, on_call)
         with self._running:
             while True:
                 why = await self._visit(owner)
@@ -218,7 +217,7 @@ class TrackerClient:
         except trio.TooSlowError:
             return f"no connection in {DIAL_SECONDS:.0f} s"
         except (TransportError, OSError) as error:
-            return _reason(error, self._address)
+            return reason(error, self._address)
         try:
             self.tracker = link.peer
             return await self._keep(Contact(link), owner)
@@ -237,7 +236,7 @@ class TrackerClient:
                 try:
                     await work(*args)
                 except (TransportError, TrackerError) as error:
-                    failures.append(_reason(error, self._address))
+                    failures.append(reason(error, self._address))
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(part, contact.listen)
@@ -250,15 +249,18 @@ class TrackerClient:
         while not self._leaving:
             self._due = trio.Event()
             announce = partial(Announce, envelope=owner.records())
+            asked = trio.current_time()
             welcome = await contact.ask(announce, Welcome, REPLY_SECONDS)
-            self._on_welcome(welcome)
+            self._on_welcome(welcome, trio.current_time() - asked)
             welcomed.set()
             with trio.move_on_after(welcome.ttl / ANNOUNCES):
                 await self._due.wait()
 
-    def _on_welcome(self, welcome: Welcome) -> None:
+    def _on_welcome(self, welcome: Welcome, round_trip: float) -> None:
         self._backoff.reset()
-        self._seen = welcome.seen
+        self._welcome = welcome
+        told = self._wall() - round_trip / 2  # our time when the tracker looked at its clock
+        self._skew = welcome.time - told if welcome.time is not None else None
         self._grace = max(GRACE, welcome.ttl)
         self._turn("connected", f"connected, seen as {welcome.seen}")
 
@@ -271,12 +273,15 @@ class TrackerClient:
             events = await contact.ask(watch, Events, WATCH_SECONDS + REPLY_SECONDS)
             await self._apply(events, owner)
             self._cursor = events.cursor
-            await trio.sleep(WATCH_PAUSE)
+            prompt = self._prompt.wait(trio.current_time()) if events.calls else WATCH_PAUSE
+            await trio.sleep(prompt)
 
     async def _apply(self, events: Events, owner: _Owner) -> None:
         """Bring the roster up to date; a page that is broken off may be applied again."""
         if events.fresh:
             self._roster.doubt(trio.current_time() + self._grace)
+        for call in events.calls:
+            owner.on_call(call)
         for peer in events.left:
             if self._roster.forget(peer):
                 owner.on_left(peer)
@@ -294,12 +299,3 @@ class TrackerClient:
         self._status, self._detail, self._why = status, detail, why
         if news:
             self._log(f"tracker {self._address}: {detail}")
-
-
-def _reason(error: Exception, address: Address) -> str:
-    """An error as part of a line: without the address, which stands beside it."""
-    specific = isinstance(error, TransportError) and error.args
-    text = str(error.args[0]) if specific else str(error)
-    text = text.removeprefix(f"{address}: ").rstrip(".")[:DETAIL_LIMIT]
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return line[:1].lower() + line[1:]

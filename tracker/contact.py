@@ -14,7 +14,7 @@ import trio
 
 from ..transport.errors import LinkClosed
 from ..transport.link import Link
-from .errors import ProtocolError, Refused, Silent
+from .errors import ProtocolError, Reason, Refused, Silent
 from .protocol import Refusal, Reply, Request, parse_reply, to_bytes
 
 R = TypeVar("R", bound=Reply)
@@ -35,6 +35,7 @@ class Contact:
         self._link = link
         self._ids = count(1)
         self._open: dict[int, _Question] = {}
+        self._unknown = set[str]()  # the answers that this tracker can't give
         self._sending = trio.Lock()
 
     async def listen(self) -> None:
@@ -70,6 +71,20 @@ class Contact:
         finally:
             self._open.pop(id, None)
         return _expect(question.reply, wanted)
+
+    async def try_ask(self, make: Callable[[int], Request], wanted: type[R], seconds: float) -> R:
+        """Ask what an older tracker may not know: it is asked once, as its no counts against us.
+
+        Raises as `ask` does: Refused MALFORMED for such a tracker.
+        """
+        if wanted.TYPE in self._unknown:
+            raise Refused(Reason.MALFORMED)
+        try:
+            return await self.ask(make, wanted, seconds)
+        except Refused as error:
+            if error.reason == Reason.MALFORMED:
+                self._unknown.add(wanted.TYPE)
+            raise
 
 
 def _expect(reply: Reply | None, wanted: type[R]) -> R:

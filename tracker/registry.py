@@ -127,6 +127,10 @@ class Registry:
         """How many members a swarm has."""
         return len(self._swarms[swarm].members) if swarm in self._swarms else 0
 
+    def lists(self, swarm: str, peer: str) -> bool:
+        """Whether a peer is a member of a swarm."""
+        return self._member(swarm, peer) is not None
+
     def announced(self, swarm: str, peer: str) -> tuple[Address, ...]:
         """Where a member says that it can be dialled; nowhere, for one that is none."""
         member = self._member(swarm, peer)

@@ -36,6 +36,9 @@ class Roster:
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, peer: str) -> bool:
+        return peer in self._known
+
     @property
     def rejects(self) -> tuple[tuple[str, int], ...]:
         """How many records were skipped, by reason."""
