@@ -179,7 +179,23 @@ class Node:
 
     def delivered(self, session: Session, held: Held) -> None:
         """A peer has our model."""
-        self.training.answered(session.peer, held)
+        self.training.answered(session, held)
+
+    def stores(self, session: Session) -> bool:
+        """Whether our models are to lie at this relay."""
+        return True
+
+    def stored(self, session: Session, held: Held) -> None:
+        """A relay has our model."""
+        self.training.answered(session, held)
+
+    def relay_met(self, session: Session) -> None:
+        """A relay is ready for use."""
+        self.log("info", f"met relay {short(session.peer)} at {session.link.remote}")
+
+    def relay_parted(self, session: Session) -> None:
+        """A session with a relay is over."""
+        self.log("info", f"left relay {short(session.peer)}: {session.ending}")
 
     def rejected(self, reason: str, peer: str, detail: str) -> None:
         """A peer's mistake: counted and shown."""
@@ -188,7 +204,7 @@ class Node:
 
     def refused(self, session: Session, reason: str, detail: str) -> None:
         """A peer refuses our model."""
-        self.training.answered(session.peer)
+        self.training.answered(session)
         self.log("warning", f"{short(session.peer)} refuses our model ({reason}): {detail}")
 
 

@@ -19,6 +19,7 @@ from ..transport.manifest import EXPIRY, PARENTS_LIMIT, Manifest, chunk_size_for
 from ..transport.messages import TASK_LIMIT, Run
 from ..transport.outgoing import Held
 from ..transport.parts import digest_file
+from ..transport.session import Session
 from . import orders
 from .board import Board
 from .config import Config
@@ -68,7 +69,7 @@ class Training:
         self._terms: Terms | None = None
         self._models_in, self._models_out = trio.open_memory_channel[orders.Model](1)
         self._ready = trio.Event()
-        self._awaited: set[str] = set()  # who was offered our newest model and hasn't answered
+        self._awaited: set[Session] = set()  # who was offered our newest model and hasn't answered
 
     async def run(self) -> None:
         """Train until done, then see the last model to the others (at most `linger` seconds)."""
@@ -84,14 +85,13 @@ class Training:
             nursery.cancel_scope.cancel()
 
     def _undelivered(self) -> bool:
-        connected = {session.peer for session in self._exchange.met()}
         publishing = self._models_out.statistics().tasks_waiting_receive == 0
-        return publishing or bool(self._awaited & connected)
+        return publishing or bool(self._awaited & self._exchange.in_use())
 
-    def answered(self, peer: str, held: Held | None = None) -> None:
-        """A peer has filed (or refused) a model of ours."""
+    def answered(self, session: Session, held: Held | None = None) -> None:
+        """A peer or relay has filed (or refused) a model of ours."""
         if held is None or held is self._mailbox.own:
-            self._awaited.discard(peer)
+            self._awaited.discard(session)
 
     # -- tasks -----------------------------------------------------------------------------------
 

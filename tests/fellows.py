@@ -79,6 +79,9 @@ class Fellow:
     ends: list[str] = field(default_factory=list)
     filed_models: list[bytes] = field(default_factory=list)
     delivered_to: list[str] = field(default_factory=list)
+    storing: bool = True  # our models are to lie at relays
+    stored_at: list[tuple[str, bytes]] = field(default_factory=list)  # relay, model
+    relays_met: list[str] = field(default_factory=list)
     rejects: list[tuple[str, str, str]] = field(default_factory=list)  # reason, peer, detail
     refusals: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -195,6 +198,18 @@ class Fellow:
 
     def delivered(self, session: Session, held: Held) -> None:
         self._note(self.delivered_to, session.peer)
+
+    def stores(self, session: Session) -> bool:
+        return self.storing
+
+    def stored(self, session: Session, held: Held) -> None:
+        self._note(self.stored_at, (session.peer, held.id))
+
+    def relay_met(self, session: Session) -> None:
+        self._note(self.relays_met, session.peer)
+
+    def relay_parted(self, session: Session) -> None:
+        self._note([], session.ending)
 
     def rejected(self, reason: str, peer: str, detail: str) -> None:
         self._note(self.rejects, (reason, peer, detail))

@@ -96,7 +96,7 @@ def test_a_model_is_offered_to_some(tmp_path: Path) -> None:
             alice, *others = everyone
             for other in others:
                 await other.dial(alice)
-            chosen = alice.exchange.announce(alice.publish(1))
+            chosen = {s.peer for s in alice.exchange.announce(alice.publish(1))}
             await alice.until(lambda: len(alice.delivered_to) == 2)
             assert chosen == set(alice.delivered_to)
             assert [bool(o.filed_models) for o in others] == [o.me in chosen for o in others]

@@ -27,6 +27,7 @@ from p2pnode.node.mailbox import Mailbox
 from p2pnode.node.training import FILE_OVERHEAD, PUBLISH_SECONDS, SHARE_SECONDS, Training
 from p2pnode.transport.envelope import Kind, peek
 from p2pnode.transport.exchange import Terms
+from p2pnode.transport.identity import Identity
 from p2pnode.transport.manifest import EXPIRY, Manifest, Scores
 from p2pnode.transport.outgoing import Held
 
@@ -37,7 +38,7 @@ LINGER = 10.0
 RUN_SYNC = trio.to_thread.run_sync  # the real one
 
 
-@dataclass
+@dataclass(frozen=True)
 class Peer:
     """A session."""
 
@@ -55,12 +56,12 @@ class Exchange:
     def agree(self, terms: Terms) -> None:
         self.terms = terms
 
-    def met(self) -> list[Peer]:
-        return list(self.sessions)
+    def in_use(self) -> set[Peer]:
+        return set(self.sessions)
 
-    def announce(self, held: Held) -> set[str]:
+    def announce(self, held: Held) -> set[Peer]:
         self.offers.append(held)
-        return {session.peer for session in self.sessions}
+        return set(self.sessions)
 
 
 @dataclass
@@ -403,9 +404,14 @@ def test_stopping_does_not_wait_for_a_slow_disk(
 # ── the end ──────────────────────────────────────────────────────────────────────────────────
 
 
+def of(somebody: Identity) -> Any:
+    """The session with this peer."""
+    return Peer(somebody.peer_id)
+
+
 async def finish(node: Node) -> None:
     """Two peers are connected, and the last epoch is done."""
-    node.exchange.sessions = [Peer(ALICE.peer_id), Peer(BOB.peer_id)]
+    node.exchange.sessions = [of(ALICE), of(BOB)]
     node.report(ready())
     node.train(1)
     node.worker.finish()
@@ -418,9 +424,9 @@ def test_the_end_waits_for_the_last_model(tmp_path: Path) -> None:
         await finish(node)
         await trio.sleep(3)
         assert [m.epoch for m in node.offered] == [1]
-        node.training.answered(ALICE.peer_id, node.mailbox.own)
+        node.training.answered(of(ALICE), node.mailbox.own)
         await trio.sleep(3)
-        node.training.answered(BOB.peer_id)
+        node.training.answered(of(BOB))
         assert trio.current_time() - node.board._began == pytest.approx(6)
 
     node = run(tmp_path, scene, ends=True)
@@ -456,7 +462,7 @@ def test_the_end_does_not_wait_for_who_is_gone(tmp_path: Path) -> None:
         await finish(node)
         await trio.sleep(2)
         held = next(h for h in node.mailbox.models() if h.id == older.envelope.id)
-        node.training.answered(ALICE.peer_id, held)
+        node.training.answered(of(ALICE), held)
         await trio.sleep(2)
         node.exchange.sessions.clear()
 

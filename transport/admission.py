@@ -36,6 +36,8 @@ SLOW: Final = "slow"
 DISK: Final = "disk"
 RUN: Final = "run"
 FLOOD: Final = "flood"
+AUTHOR: Final = "author"
+MEMBER: Final = "member"
 
 
 class Refusal(Exception):

@@ -3,6 +3,9 @@
 Of each author only the newest model is of interest. What the author itself sends is finished first,
 however new the next one is: else a fast trainer starves a slow line, on which no model would ever
 get through. What another peer passes on gives way: it could hold a model back by sending slowly.
+A relay passes on, too, and its own line may be the slow one: what it sends is finished before the
+newer one that it offers itself, and gives way to one that anybody else offers. So a relay that
+dawdles holds a model back only from those who get it nowhere else.
 What there is no room for waits, and the sources it has gathered by then wait with it.
 """
 
@@ -27,12 +30,14 @@ DOWNLOADS_A_PEER = 4
 WAITING_LIMIT = 64
 # Of these offered by one peer: what `want` is answered with.
 WAITING_A_PEER = 8
+# Of these offered by one relay, where the models of many lie: a quarter is left to the others.
+WAITING_A_RELAY = 48
 
 
 class Filer(Protocol):
     """Where models come to lie, and who hears of it."""
 
-    def part(self, offered: Offered) -> PartFile:
+    def part(self, incoming: Incoming) -> PartFile:
         """Open the part file (in a thread); raises OSError or Refusal."""
 
     async def file(self, incoming: Incoming, part: PartFile) -> None:
@@ -69,7 +74,7 @@ class Downloads:
                 newer = known.offered.manifest.seq
                 raise Refusal(admission.STALE, f"number {number} when {newer} is on its way")
         self._wait(Incoming(offered, session, self._complain(offered.envelope.id)), session)
-        if current is not None and not _from_author(current):
+        if current is not None and _gives_way(current, session):
             current.cancel()
         self._begin()
 
@@ -80,7 +85,8 @@ class Downloads:
         self._waiting = {a: i for a, i in self._waiting.items() if i.next_source() is not None}
         if incoming.author not in self._waiting:
             of_peer = sum(i.next_source() is session for i in self._waiting.values())
-            for waiting, most in ((of_peer, WAITING_A_PEER), (len(self._waiting), WAITING_LIMIT)):
+            of_one = WAITING_A_RELAY if session.relay else WAITING_A_PEER
+            for waiting, most in ((of_peer, of_one), (len(self._waiting), WAITING_LIMIT)):
                 if waiting >= most:
                     raise Refusal(admission.FLOOD, f"{most} models are waiting already")
         self._waiting[incoming.author] = incoming
@@ -121,6 +127,9 @@ def _source(incoming: Incoming) -> Session | None:
     return incoming.source or incoming.next_source()
 
 
-def _from_author(incoming: Incoming) -> bool:
+def _gives_way(incoming: Incoming, newer: Session) -> bool:
+    """Whether it is broken off for a newer model that this session offers."""
     source = _source(incoming)
-    return source is not None and source.peer == incoming.author
+    if source is None:
+        return True
+    return source.peer != incoming.author and not (source.relay and source is newer)

@@ -1,13 +1,12 @@
 """I/O: verified models in and out, over all sessions.
 
 One exchange a node. It holds the sessions (one a peer), answers what they report, and offers our
-own new model to some of the peers (`fan_out`). Which of the offered models are fetched, and when,
-is for downloads.py.
+own new model to some of the peers (`fan_out`). How an offered model comes in is for intake.py and
+downloads.py; sessions with relays, which aren't peers, are for relayed.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,16 @@ from typing import Protocol
 
 import trio
 
-from . import admission, messages
+from . import admission
 from .admission import Offered, Refusal
-from .downloads import Downloads
-from .errors import LinkClosed
 from .incoming import Incoming
+from .intake import Intake
 from .link import Link
-from .messages import Bye, Done, Hello, Reject, Run, Want, difference
+from .messages import Hello, Reject, Run, Want, difference
 from .outgoing import Held
 from .parts import PartFile
-from .session import PART_SECONDS, Session
+from .relayed import Relayed, RelayObserver
+from .session import Session, turn_away
 
 # What `want` is answered with: enough to start a newcomer from.
 WANT_LIMIT = 8
@@ -49,7 +48,7 @@ class Library(Protocol):
         """Move a finished part file into the mailbox (in a thread); raises OSError."""
 
 
-class Observer(Protocol):
+class Observer(RelayObserver, Protocol):
     """What the node wants to know."""
 
     def met(self, session: Session) -> None:
@@ -98,7 +97,8 @@ class Exchange:
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
-        self._downloads = Downloads(self)
+        self._intake = Intake(self, clock)
+        self._relayed = Relayed(self, observer, self._intake, clock)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._leaving = False
@@ -112,20 +112,30 @@ class Exchange:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the downloads until cancelled."""
-        await self._downloads.run(task_status=task_status)
+        await self._intake.run(task_status=task_status)
 
     @property
     def incoming(self) -> dict[bytes, Incoming]:
         """The models coming in, by envelope ID."""
-        return self._downloads.incoming
+        return self._intake.incoming
 
-    def announce(self, held: Held) -> set[str]:
-        """Offer our own new model to `fan_out` of the peers, chosen anew each time: to these."""
+    @property
+    def relays(self) -> dict[str, Session]:
+        """The sessions with relays, by their peer IDs; a relay may be a peer, too."""
+        return self._relayed.sessions
+
+    def announce(self, held: Held) -> set[Session]:
+        """Offer our own new model to `fan_out` of the peers, chosen anew each time, and to the
+        relays where it is to lie: to these."""
         met = self.met()
         chosen = self._chance.sample(met, min(self._fan_out, len(met)))
         for session in chosen:
             session.offer(held)
-        return {session.peer for session in chosen}
+        return {*chosen, *self._relayed.store()}
+
+    def store(self) -> None:
+        """Offer our newest model to the relays where it is to lie by now and doesn't."""
+        self._relayed.store()
 
     @property
     def full(self) -> bool:
@@ -138,41 +148,56 @@ class Exchange:
             session.say(Want())
 
     async def leave(self) -> None:
-        """Part from all peers; returns when they have closed. The caller's scope is the timeout."""
+        """Part from all; returns when they have closed. The caller's scope is the timeout."""
         self._leaving = True
-        for session in list(self.sessions.values()):
+        for session in (*self.sessions.values(), *self.relays.values()):
             session.end(LEFT)
-        while self.sessions:
+        while self.sessions or self.relays:
             await trio.sleep(0.02)
 
     def met(self) -> list[Session]:
         """The sessions whose peers train the same run."""
         return [s for s in self.sessions.values() if s.agreed and not s.ending]
 
+    def in_use(self) -> set[Session]:
+        """The sessions in use, with peers and with relays."""
+        return {*self.met(), *self._relayed.met()}
+
     async def serve(self, link: Link) -> str:
         """One link's whole life, dialled or accepted; gives the reason for its end."""
         unwelcome = self._unwelcome(link)
         if unwelcome:
-            await _turn_away(link, unwelcome)
+            await turn_away(link, unwelcome)
             return unwelcome
         if link.peer in self.sessions:
             self.sessions[link.peer].close("connected anew")
         session = self.sessions[link.peer] = Session(link, self, self._clock)
         try:
-            await session.run(self._hello)
+            await session.run(self.hello)
         finally:
             if self.sessions.get(link.peer) is session:
                 del self.sessions[link.peer]
             self._observer.parted(session)
         return session.ending
 
+    async def serve_relay(self, link: Link) -> str:
+        """The same with a relay that we dialled."""
+        unwelcome = self._never_welcome(link)
+        if unwelcome:
+            await turn_away(link, unwelcome)
+            return unwelcome
+        return await self._relayed.serve(link)
+
+    def _never_welcome(self, link: Link) -> str:
+        if self._leaving:
+            return "this node is stopping"
+        return "this is our own address" if link.peer == self.me else ""
+
     def _unwelcome(self, link: Link) -> str:
         """Why this link can't become a session; empty where it can."""
         old = self.sessions.get(link.peer)
-        if self._leaving:
-            return "this node is stopping"
-        if link.peer == self.me:
-            return "this is our own address"
+        if never := self._never_welcome(link):
+            return never
         if old is not None and not old.ending and not self._prefers(link, old.link):
             return "already connected"
         if old is None and self.full:
@@ -184,14 +209,28 @@ class Exchange:
         lower_dialled = [x.dialled == (self.me < x.peer) for x in (new, old)]
         return lower_dialled[0] or not lower_dialled[1]
 
-    async def _hello(self) -> Hello:
+    # -- Side: what relays hear of us, and what we take ------------------------------------------
+
+    async def hello(self) -> Hello:
+        """The run and our newest epoch, once the model is built."""
         await self._agreed.wait()
         assert self._terms is not None
-        return Hello(self._terms.run, max((own.manifest.epoch for own in self._own()), default=0))
+        return Hello(self._terms.run, max((own.manifest.epoch for own in self.own()), default=0))
 
-    def _own(self) -> list[Held]:
+    def own(self) -> list[Held]:
         """Our own newest model, if there is one that is worth an offer."""
         return [held for held in self._offerable() if held.peer == self.me]
+
+    def admit(self, envelope: bytes) -> Offered | None:
+        """As admission.admit, for our run."""
+        assert self._terms is not None
+        terms, now = self._terms, self._wall()
+        return admission.admit(envelope, terms.run, terms.most, self._newest, now)
+
+    def _newest(self, peer: str) -> int:
+        if peer == self.me:
+            raise Refusal(admission.STALE, "a model of my own")
+        return self._library.newest(peer)
 
     def _offerable(self) -> list[Held]:
         """The models that others would take: none that an earlier run left and that has expired."""
@@ -210,15 +249,19 @@ class Exchange:
             return
         session.agreed = True
         self._observer.met(session)
-        for held in self._own():
+        for held in self.own():
             session.offer(held)
 
     def wanted_by(self, session: Session) -> None:
         """Offer the newest models here."""
-        if self._within_rate(session):
+        if self._intake.within_rate(session):
             others = [held for held in self._offerable() if held.peer != session.peer]
             for held in others[:WANT_LIMIT]:
                 session.offer(held)
+
+    def held_for(self, _session: Session, model: bytes) -> Held | None:
+        """Whoever trains the same run may have any model here."""
+        return self.find(model)
 
     def find(self, model: bytes) -> Held | None:
         """The held model with this envelope ID."""
@@ -240,58 +283,18 @@ class Exchange:
 
     def offer_from(self, session: Session, envelope: bytes) -> None:
         """Fetch the offered model, or say why not."""
-        if not self._within_rate(session):
-            return
-        assert self._terms is not None
-        try:
-            offered = admission.admit(
-                envelope, self._terms.run, self._terms.most, self._newest, self._wall()
-            )
-            if offered is None:
-                session.say(Done(admission.identify(envelope)))
-            else:
-                self._downloads.take(offered, session)
-        except Refusal as refusal:
-            self.refuse(session, admission.identify(envelope), refusal.reason, refusal.detail)
+        self._intake.offer(session, envelope, self.admit)
 
-    def _newest(self, peer: str) -> int:
-        if peer == self.me:
-            raise Refusal(admission.STALE, "a model of my own")
-        return self._library.newest(peer)
+    # -- Keeper: where models come to lie --------------------------------------------------------
 
-    def _within_rate(self, session: Session) -> bool:
-        """Count an offer; a peer that makes too many floods us, and we part."""
-        within = not session.offers.wait(self._clock())
-        if not within:
-            session.fail(admission.FLOOD, "too many offers")
-        return within
-
-    # -- Filer: what the downloads need ----------------------------------------------------------
-
-    def part(self, offered: Offered) -> PartFile:
+    def part(self, incoming: Incoming) -> PartFile:
         """The part file of a model, opened (in a thread); raises OSError or Refusal."""
-        return self._library.part(offered)
+        return self._library.part(incoming.offered)
 
-    async def file(self, incoming: Incoming, part: PartFile) -> None:
-        """A whole model goes into the mailbox, and all who offered it hear of it."""
-        try:
-            await trio.to_thread.run_sync(self._library.file, incoming.offered, part.path)
-        except OSError as error:
-            detail = f"can't file the model: {error.strerror or error}"
-            raise Refusal(admission.DISK, detail) from None
+    def file(self, incoming: Incoming, part: Path) -> None:
+        """A whole model goes into the mailbox (in a thread); raises OSError."""
+        self._library.file(incoming.offered, part)
+
+    def filed(self, incoming: Incoming) -> None:
+        """It is there."""
         self._observer.filed(incoming.offered)
-        for session in incoming.offerers:
-            session.say(Done(incoming.model))
-
-    def refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:
-        """Count why a model isn't taken, and tell who offered it."""
-        self._observer.rejected(reason, session.peer, detail)
-        session.say(Reject(model, reason, detail))
-
-
-async def _turn_away(link: Link, reason: str) -> None:
-    """Say why a link isn't served; the peer closes, or we do after a moment."""
-    with trio.move_on_after(PART_SECONDS), contextlib.suppress(LinkClosed):
-        await link.send(messages.to_bytes(Bye(reason)))
-        while True:
-            await link.receive_any()

@@ -78,11 +78,11 @@ class Incoming:
 
     # -- the task -----------------------------------------------------------------------------
 
-    async def run(self, open_part: Callable[[Offered], PartFile]) -> PartFile | None:
+    async def run(self, open_part: Callable[[Incoming], PartFile]) -> PartFile | None:
         """The finished part file, or None without sources; raises Refusal. Closes the file."""
         with self._scope:
             try:
-                part = await trio.to_thread.run_sync(open_part, self.offered)
+                part = await trio.to_thread.run_sync(open_part, self)
             except OSError as error:
                 raise _disk("open a part file", error) from None
             try:

@@ -43,6 +43,10 @@ class Run:
     tensors: tuple[str, ...]  # "name dtype shape", the first TENSORS_LIMIT of them
 
 
+# What a relay says it trains: nothing, in a swarm whose name no real one can have.
+RELAY_RUN = Run("", "relay", bytes(32), 0, ())
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The first message, both ways: the run, and the epoch of the newest own model (0: none)."""

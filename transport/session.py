@@ -7,6 +7,7 @@ raises out of here: it is answered, counted, and at worst ends this session.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
@@ -69,8 +70,8 @@ class Owner(Protocol):
     def wanted_by(self, session: Session) -> None:
         """The peer wants the newest models."""
 
-    def find(self, model: bytes) -> Held | None:
-        """The held model with this envelope ID."""
+    def held_for(self, session: Session, model: bytes) -> Held | None:
+        """The held model with this envelope ID, if this peer may have it."""
 
     def done_by(self, session: Session, model: bytes) -> None:
         """The peer has filed this model, which we offered."""
@@ -83,10 +84,15 @@ class Owner(Protocol):
 
 
 class Session:
-    """One peer that we are connected to; `run` is its whole life."""
+    """One peer that we are connected to; `run` is its whole life.
 
-    def __init__(self, link: Link, owner: Owner, clock: Callable[[], float]) -> None:
-        self.link, self.peer = link, link.peer
+    `relay`: what the peer offers are the models of others, which lie there.
+    """
+
+    def __init__(
+        self, link: Link, owner: Owner, clock: Callable[[], float], *, relay: bool = False
+    ) -> None:
+        self.link, self.peer, self.relay = link, link.peer, relay
         self._owner, self._clock = owner, clock
         self.hello: Hello | None = None
         self.agreed = False  # both have said hello, and train the same run
@@ -265,7 +271,7 @@ class Session:
 
     def _on_fetch(self, message: Fetch) -> None:
         self._check_agreed()
-        if self.outgoing.start(message, self._owner.find(message.model)):
+        if self.outgoing.start(message, self._owner.held_for(self, message.model)):
             self._sender.wake()
         else:
             self.say(Gone(message.transfer))
@@ -315,3 +321,11 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     Ping: Session._on_ping,
     Pong: Session._on_pong,
 }
+
+
+async def turn_away(link: Link, reason: str) -> None:
+    """Say why a link isn't served; the peer closes, or we do after a moment."""
+    with trio.move_on_after(PART_SECONDS), suppress(LinkClosed):
+        await link.send(messages.to_bytes(Bye(reason)))
+        while True:
+            await link.receive_any()
