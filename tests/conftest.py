@@ -8,12 +8,13 @@ What needs root and minutes (the NAT laboratory) runs only when it is asked for:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 import trio
 from hypothesis import settings
+from natlab import NatLab, missing
 
 T = TypeVar("T")
 
@@ -38,3 +39,12 @@ def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return work(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+
+
+@pytest.fixture
+def lab() -> Iterator[NatLab]:
+    """A laboratory with nothing but the internet in it; skips where there can be none."""
+    if reason := missing():
+        pytest.skip(reason)
+    with NatLab() as lab:
+        yield lab

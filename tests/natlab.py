@@ -23,6 +23,7 @@ import shutil
 import signal
 import socket
 import time
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -44,6 +45,7 @@ PATIENCE = 10.0
 M = TypeVar("M", bound=Namespace)
 
 
+@cache
 def missing() -> str:
     """Why there can be no laboratory on this machine; empty where there can."""
     if os.geteuid() != 0:

@@ -24,6 +24,7 @@ class LabError(Exception):
 
 
 def run(*command: str, feed: str | None = None) -> str:
+    """Run a command to its end: its output. Raises LabError with what it complains of."""
     done = subprocess.run(command, input=feed, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")

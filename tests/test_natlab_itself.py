@@ -12,7 +12,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import natlab
@@ -26,20 +26,6 @@ SHORT = 0.5
 # A SYN that came too early is sent again after one second.
 AGAIN = 2.5
 PORT = 6000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def possible() -> None:
-    """Skip where there can be no laboratory, and say why."""
-    if reason := natlab.missing():
-        pytest.skip(reason)
-
-
-@pytest.fixture
-def lab() -> Iterator[NatLab]:
-    """A laboratory with nothing but the internet in it."""
-    with NatLab() as lab:
-        yield lab
 
 
 def listener(host: Host, port: int = 0) -> socket.socket:
