@@ -19,15 +19,18 @@ from trio.testing import MockClock
 
 from lab import Lab, LabLink, identity
 from p2pnode.node import peers as module
+from p2pnode.node.detours import Detours
+from p2pnode.node.listings import LAN, member
 from p2pnode.node.peers import (
-    DIAL_SECONDS,
     FORGET_SECONDS,
+    NEWS_BURST,
     RETRY_FIRST,
     RETRY_MOST,
-    STAGGER_SECONDS,
     STEADY_SECONDS,
+    UNCONNECTED_SECONDS,
     Peers,
 )
+from p2pnode.node.race import DIAL_SECONDS, STAGGER_SECONDS
 from p2pnode.tracker.record import PeerRecord
 from p2pnode.transport.address import Address
 from p2pnode.transport.admission import Offered
@@ -36,6 +39,7 @@ from p2pnode.transport.link import Handlers, Service
 from p2pnode.transport.messages import Run
 from p2pnode.transport.outgoing import Held
 from p2pnode.transport.parts import PartFile
+from p2pnode.transport.peer_address import PeerAddress
 from p2pnode.transport.session import Session
 
 TRACKER, OTHER_TRACKER = "t1:5555", "t2:5555"
@@ -80,6 +84,27 @@ class Wire:
         await self.network.listen(address, handlers, task_status=task_status)
 
 
+@dataclass
+class Helpers:
+    """Relays and hole punching as peers.py sees them: what it said, and what they answer."""
+
+    unreached: dict[str, tuple[str, ...]] = field(default_factory=dict)  # peer → its relays' IDs
+    relays: dict[str, tuple[PeerAddress, ...]] = field(default_factory=dict)
+    via: dict[str, PeerAddress] = field(default_factory=dict)
+    hole: Callable[[], Awaitable[Any]] | None = None  # what punching gives
+    punched: list[str] = field(default_factory=list)
+
+    def detours(self) -> Detours:
+        return Detours(self._unreached, self.relays.__setitem__, self._punch, self.via.get)
+
+    def _unreached(self, peer: str, relays: tuple[PeerAddress, ...]) -> None:
+        self.unreached[peer] = tuple(relay.peer for relay in relays)
+
+    async def _punch(self, peer: str) -> Any:
+        self.punched.append(peer)
+        return await self.hole() if self.hole else None
+
+
 class Station:
     """One node as far as peers matter; it is its exchange's observer."""
 
@@ -88,6 +113,7 @@ class Station:
         self.wire = Wire(lab.network(identity(number), self.address.host))
         self.answering = {TRACKER, OTHER_TRACKER}
         self.lines: list[str] = []
+        self.helpers = Helpers()
         self._nursery, self._scope = nursery, trio.CancelScope()
         self.exchange = Exchange(
             self.peer,
@@ -107,6 +133,7 @@ class Station:
             chance=random.Random(number),
             answering=lambda: self.answering,
             log=lambda _level, line: self.lines.append(line),
+            detours=self.helpers.detours(),
         )
 
     async def start(self) -> None:
@@ -134,11 +161,12 @@ class Station:
         for session in self.exchange.sessions.values():
             session.close("gone")
 
-    def hear_of(self, other: Station, *addresses: Address, tracker: str = TRACKER) -> None:
-        """A tracker tells where somebody is."""
-        record = PeerRecord(
-            swarm="main", seq=1, addresses=addresses or (other.address,), created=0.0
-        )
+    def hear_of(
+        self, other: Station, *addresses: Address, tracker: str = TRACKER, **fields: Any
+    ) -> None:
+        """A tracker, or another source, tells where somebody is."""
+        known: dict[str, Any] = {"seq": 1, "addresses": addresses or (other.address,)}
+        record = PeerRecord(swarm="main", created=0.0, **known | fields)
         self.peers.joined(tracker, other.peer, record)
 
     def state_of(self, other: Station) -> str | None:
@@ -166,6 +194,15 @@ class Station:
     def rejected(self, reason: str, peer: str, detail: str) -> None: ...
 
     def refused(self, session: Session, reason: str, detail: str) -> None: ...
+
+    def stores(self, session: Session) -> bool:
+        return False
+
+    def stored(self, session: Session, held: Held) -> None: ...
+
+    def relay_met(self, session: Session) -> None: ...
+
+    def relay_parted(self, session: Session) -> None: ...
 
 
 def stage(
@@ -535,5 +572,221 @@ def test_the_word_of_a_dead_tracker_does_not_count() -> None:
         alice.answering = {TRACKER}
         await trio.sleep(FORGET_SECONDS + 3)
         assert alice.state_of(bob) is None
+
+    stage(check)
+
+
+# ── sources ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_newest_record_counts() -> None:
+    """Whoever brings an older one later changes nothing, but lists the peer all the same."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await bob.listen()
+        alice.wire.holes.add("10.0.0.98")
+        alice.hear_of(bob, seq=2)
+        alice.hear_of(bob, Address("10.0.0.98", PORT), tracker=OTHER_TRACKER, seq=1)
+        await trio.sleep(1)
+        assert [address for _, address in alice.wire.dials] == [bob.address]
+        alice.peers.left(TRACKER, BOB)
+        bob.hang_up()
+        await trio.sleep(60)
+        assert alice.state_of(bob) == "lost"
+
+    stage(check)
+
+
+def test_a_peer_that_moves_while_it_is_dialled() -> None:
+    """The old address isn't waited for: the new one is dialled at once."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        await bob.listen()
+        old = Address("10.0.0.98", PORT)
+        alice.wire.holes.add(old.host)
+        alice.hear_of(bob, old)
+        await trio.sleep(1)
+        alice.hear_of(bob, seq=2)
+        await trio.sleep(0.1)
+        assert alice.state_of(bob) == "connected"
+        assert len(alice.wire.dials) == 2
+
+    stage(check)
+
+
+def test_nobody_makes_us_knock_at_doors() -> None:
+    """A peer that moves all the time is dialled no more often than a few times beyond the waits."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        for seq in range(1, 301):
+            alice.hear_of(bob, Address("10.0.0.98", 1000 + seq), seq=seq)
+            await trio.sleep(1)
+        at_once = NEWS_BURST + 300 / 10
+        assert len(alice.wire.dials) < at_once + 15
+
+    stage(check)
+
+
+def test_what_a_peer_lists_is_known_while_it_is_there() -> None:
+    """With all trackers down, whom a connected peer lists stays known; when that peer is gone,
+    it is tried for a while longer."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station, carol: Station) -> None:
+        await connect(alice, bob)
+        with trackers_down(alice):
+            alice.hear_of(carol, tracker=member(BOB))
+            await trio.sleep(600)
+            assert alice.state_of(carol) == "connecting"
+            alice.peers.left(TRACKER, BOB)
+            bob.hang_up()
+            alice.peers.lost(member(BOB), CAROL)
+            await trio.sleep(FORGET_SECONDS - 2)
+            assert alice.state_of(carol) == "connecting"
+            await trio.sleep(4)
+            assert alice.state_of(carol) is None
+            assert not alice.peers._listings[CAROL].sources
+
+    stage(check, 3)
+
+
+def test_a_peer_that_nobody_sees_for_a_moment() -> None:
+    """One that told us its own record is dialled again, though no tracker lists it."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await alice.listen()
+        await bob.listen()
+        alice.hear_of(bob)
+        await trio.sleep(1)
+        bob.hear_of(alice, tracker=member(ALICE))
+        with lab.cut(alice.address.host):
+            bob.peers.lost(member(ALICE), ALICE)
+            await trio.sleep(5)
+            assert bob.state_of(alice) == "lost"
+            alice.peers.left(TRACKER, BOB)
+        await trio.sleep(10)
+        assert bob.state_of(alice) == "connected"
+        assert bob.wire.dials
+
+    stage(check)
+
+
+def test_the_local_network_s_addresses_come_first() -> None:
+    """What is found there is dialled before the record's addresses, and no longer when it went."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        near = Address("192.168.1.2", PORT)
+        alice.peers.found(BOB, (near,))
+        alice.hear_of(bob)
+        await trio.sleep(1)
+        assert [address for _, address in alice.wire.dials][-2:] == [near, bob.address]
+        with trackers_down(alice):
+            await trio.sleep(600)
+            assert alice.state_of(bob) == "connecting"
+            alice.peers.lost(LAN, BOB)
+            dials = len(alice.wire.dials)
+            await trio.sleep(600)
+        assert alice.state_of(bob) is None
+        assert near not in [address for _, address in alice.wire.dials[dials + 1 :]]
+
+    stage(check)
+
+
+# ── detours ──────────────────────────────────────────────────────────────────────────────────
+
+RELAY, OTHER_RELAY = (PeerAddress(CAROL, Address("10.0.0.9", port)) for port in (1, 2))
+
+
+def test_who_cannot_be_dialled_comes_through_its_relays() -> None:
+    """Its relays are followed once dialling has failed, and its newer ones at once; a session
+    ends that, and so does forgetting it."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob, relays=(RELAY,))
+        await trio.sleep(0.1)
+        assert alice.helpers.unreached == {BOB: (CAROL,)}
+        alice.hear_of(bob, seq=2)
+        assert alice.helpers.unreached == {BOB: ()}
+        alice.hear_of(bob, seq=3, relays=(OTHER_RELAY,))
+        assert alice.helpers.unreached == {BOB: (CAROL,)}
+        await bob.listen()
+        await trio.sleep(RETRY_MOST)
+        assert alice.state_of(bob) == "connected"
+        assert alice.helpers.unreached == {BOB: ()}
+        bob.hang_up()
+        await trio.sleep(1)
+        assert alice.helpers.unreached == {BOB: (CAROL,)}
+        alice.peers.left(TRACKER, BOB)
+        assert alice.helpers.unreached == {BOB: ()}
+
+    stage(check)
+
+
+def test_who_cannot_be_dialled_counts_as_unconnected_after_a_while() -> None:
+    """A peer that is about to dial us doesn't, nor one that is connected."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob)
+        await trio.sleep(UNCONNECTED_SECONDS - 1)
+        assert not alice.peers.unconnected
+        await trio.sleep(2)
+        assert alice.peers.unconnected == (BOB,)
+        await bob.listen()
+        await trio.sleep(RETRY_MOST)
+        assert not alice.peers.unconnected
+        bob.hang_up()
+        await trio.sleep(UNCONNECTED_SECONDS + 1)
+        assert alice.peers.unconnected == (BOB,)
+
+    stage(check)
+
+
+def test_a_relayed_peer_is_shown_as_such() -> None:
+    """With the relay's address, as long as its models come through one."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob, relays=(RELAY,))
+        await trio.sleep(2)
+        alice.helpers.via[BOB] = RELAY
+        await trio.sleep(2)
+        assert alice.state_of(bob) == "relayed"
+        assert alice.peers.known[BOB].path == "relay 10.0.0.9:1"
+        del alice.helpers.via[BOB]
+        await trio.sleep(2)
+        assert alice.state_of(bob) == alice.peers.known[BOB].path == "connecting"
+        alice.helpers.via[BOB] = RELAY
+        await bob.listen()
+        await trio.sleep(RETRY_MOST)
+        assert alice.state_of(bob) == "connected"
+
+    stage(check)
+
+
+def test_a_hole_is_punched_where_dialling_fails() -> None:
+    """The link that comes of it is a session like any other; where none does, dialling goes on."""
+
+    async def check(lab: Lab, alice: Station, bob: Station) -> None:
+        await bob.listen()
+        alice.hear_of(bob, Address("10.0.0.98", PORT))
+        await trio.sleep(10)
+        assert len(alice.wire.dials) == len(alice.helpers.punched) > 1
+        alice.helpers.hole = lambda: alice.wire.network.dial(bob.address, "peer", BOB)
+        await trio.sleep(RETRY_MOST)
+        assert alice.state_of(bob) == bob.state_of(alice) == "connected"
+        assert len(lab.links) == 2  # the two ends
+
+    stage(check)
+
+
+def test_peers_that_relay_for_others_are_told_of() -> None:
+    """Where they relay, while they are known and say so."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.hear_of(bob, relay=True)
+        assert alice.helpers.relays == {BOB: (PeerAddress(BOB, bob.address),)}
+        alice.hear_of(bob, seq=2)
+        assert alice.helpers.relays == {BOB: ()}
+        alice.hear_of(bob, seq=3, relay=True)
+        alice.peers.left(TRACKER, BOB)
+        assert alice.helpers.relays == {BOB: ()}
 
     stage(check)
