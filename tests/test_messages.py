@@ -13,6 +13,7 @@ from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab import identity
 from p2pnode.transport import (
     downloads,
     exchange,
@@ -38,6 +39,7 @@ from p2pnode.transport.messages import (
     Hello,
     Message,
     Offer,
+    Peers,
     Ping,
     Pong,
     Reject,
@@ -72,6 +74,7 @@ MESSAGES: dict[str, Message] = {
     "peer-reject": Reject(MODEL, "digest", "chunk 2 doesn't match its digest"),
     "peer-ping": Ping(41),
     "peer-pong": Pong(41),
+    "peer-peers": Peers((golden("tracker-signed-record"),), (identity(2).peer_id,)),
 }
 # A piece of 22,070 bytes would fill a page: the golden one is shorter than any that is sent.
 PIECE = Piece(7, 2, 1 << 20, b"model bytes")
@@ -132,6 +135,7 @@ def test_the_largest_messages_fit_a_control_message() -> None:
         Offer(bytes(ENVELOPE_LIMIT)),
         Fetch(2**32 - 1, bytes(32), gaps, 1),
         Reject(bytes(32), wide * 64, wide * messages.TEXT_LIMIT),
+        Peers((bytes(messages.RECORD_LIMIT),) * 32, (wide * messages.PEER_LIMIT,) * 32),
     ):
         data = to_bytes(message)
         assert len(data) <= CONTROL_LIMIT
@@ -186,6 +190,13 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("gone", {"transfer": None}),
     ("done", {"model": bytes(33)}),
     ("reject", {"reason": "x" * 65}),
+    ("peers", {"records": [b"r"] * 33}),
+    ("peers", {"records": [bytes(4097)]}),
+    ("peers", {"records": [b""]}),
+    ("peers", {"records": ["text"]}),
+    ("peers", {"left": ["p"] * 33}),
+    ("peers", {"left": ["p" * 65]}),
+    ("peers", {"left": "p"}),
     ("ping", {"number": 2**63}),
     ("pong", {"number": True}),
 ]

@@ -29,6 +29,8 @@ TASK_LIMIT = 256  # module:attribute or a file's path
 TENSORS_LIMIT, TENSOR_TEXT_LIMIT = 256, 256
 RANGES_LIMIT = DIGESTS_LIMIT // DIGEST // 2  # every second chunk of a manifest's most is missing
 CREDIT_LIMIT = 1024  # pieces; a gigabyte in flight is more than any line needs
+# Peers in one `peers`, and bytes of a signed record (as trackers have it): half a control message.
+TOLD_LIMIT, RECORD_LIMIT, PEER_LIMIT = 32, 4096, 64
 COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
 
 
@@ -139,8 +141,16 @@ class Pong:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Whom I am connected with: signed peer records, opaque here; and whom no longer (peer IDs)."""
+
+    records: tuple[bytes, ...]
+    left: tuple[str, ...]
+
+
 Message: TypeAlias = (
-    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Gone | Done | Reject | Ping | Pong
+    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Gone | Done | Reject | Ping | Pong | Peers
 )
 
 
@@ -187,6 +197,16 @@ def _read_fetch(f: Fields) -> Fetch:
         model=_model(f),
         ranges=tuple(zip(numbers[::2], numbers[1::2], strict=True)),
         credit=f.integer("credit", 1, CREDIT_LIMIT),
+    )
+
+
+def _read_peers(f: Fields) -> Peers:
+    for key in ("records", "left"):
+        f.list(key, TOLD_LIMIT)  # neither may be missing
+    records, left = f.items("records", TOLD_LIMIT), f.items("left", TOLD_LIMIT)
+    return Peers(
+        tuple(records.bytes(i, 1, RECORD_LIMIT) for i in records),
+        tuple(left.text(i, PEER_LIMIT) for i in left),
     )
 
 
@@ -248,6 +268,11 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
     ),
     "ping": (Ping, lambda m: {"number": m.number}, lambda f: Ping(f.integer("number"))),
     "pong": (Pong, lambda m: {"number": m.number}, lambda f: Pong(f.integer("number"))),
+    "peers": (
+        Peers,
+        lambda m: {"records": list(m.records), "left": list(m.left)},
+        _read_peers,
+    ),
 }
 _KINDS = {row[0]: kind for kind, row in _TABLE.items()}
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from . import messages
-from .admission import GARBAGE, PROTOCOL, SLOW
+from .admission import FLOOD, GARBAGE, PROTOCOL, SLOW
 from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
 from .link import Link, Piece
@@ -26,6 +26,7 @@ from .messages import (
     Hello,
     Message,
     Offer,
+    Peers,
     Ping,
     Pong,
     Ranges,
@@ -51,6 +52,9 @@ GARBAGE_LIMIT = 3
 # Offers (and requests for some) that a peer may make a second, and in a burst: a node makes one an
 # epoch, and answers `want` with a handful.
 OFFERS_PER_SECOND, OFFERS_BURST = 4.0, 64
+# The same for what it tells of other peers: a node does that once a second at most, and each time
+# may cost us TOLD_LIMIT signatures to check.
+TELLINGS_PER_SECOND, TELLINGS_BURST = 1.0, 16
 # Control messages read a second, and in a burst; more wait in the network. A transfer at 4 GB/s
 # needs 1,000; so many cost a tenth of a core.
 MESSAGES_PER_SECOND, MESSAGES_BURST = 2000.0, 2000
@@ -101,6 +105,8 @@ class Session:
         self.bytes_in = 0
         self.heard = clock()
         self.offers = Bucket(OFFERS_PER_SECOND, OFFERS_BURST)
+        self.on_peers: Callable[[Peers], None] = lambda told: None  # whoever listens to that
+        self._tellings = Bucket(TELLINGS_PER_SECOND, TELLINGS_BURST)
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
         self._sender, self._sinks = Sender(link, clock), Sinks()
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
@@ -297,6 +303,13 @@ class Session:
             del self._unanswered[message.model]
             self._owner.rejected_by(self, message)
 
+    def _on_peers(self, message: Peers) -> None:
+        self._check_agreed()
+        if self._tellings.wait(self._clock()):
+            self.fail(FLOOD, "too many tellings of peers")
+        else:
+            self.on_peers(message)
+
     def _on_ping(self, message: Ping) -> None:
         self.say(Pong(message.number))
 
@@ -320,6 +333,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     Reject: Session._on_reject,
     Ping: Session._on_ping,
     Pong: Session._on_pong,
+    Peers: Session._on_peers,
 }
 
 
