@@ -9,12 +9,15 @@ Faults are context managers, so that a test reads as what happens to the network
     with lab.corrupt("10.0.0.1"): …      model bytes that this host sends are altered on the way
     with lab.filtered("10.0.0.1"): …     dialling that host is never answered, as behind a NAT
     with lab.silent("10.0.0.1"): …       frames from that host vanish, nothing is closed
+    with lab.symmetric("10.0.0.1"): …    its NAT takes another port for each connection
+
+Hosts that are filtered can punch holes: both connect to the address on which the other listens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +28,7 @@ from p2pnode.transport.address import Address
 from p2pnode.transport.errors import DialError, HandshakeError, LinkClosed, ListenError, WireError
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.link import CONTROL_LIMIT, Handler, Handlers, Piece, Service
+from p2pnode.transport.nat.holes import usable
 
 Frame = bytes | Piece
 # As in sockets.py: what NNG keeps on both sides before a sender has to wait.
@@ -43,10 +47,15 @@ class LabLink:
     lab: Lab
     peer: str
     remote: Address
+    local: Address
     dialled: bool
-    host: str
     outgoing: trio.MemorySendChannel[Frame]
     incoming: trio.MemoryReceiveChannel[Frame]
+    punched: bool = False
+
+    @property
+    def host(self) -> str:
+        return self.local.host
 
     async def send(self, message: bytes) -> None:
         if len(message) > CONTROL_LIMIT:
@@ -103,6 +112,23 @@ class Listener:
     nursery: trio.Nursery
 
 
+@dataclass(eq=False)
+class Knock:
+    """Who punches now: from where, at which addresses, to meet whom."""
+
+    peer: str
+    local: Address
+    targets: Sequence[Address]
+    expect: str
+    through: trio.Event = field(default_factory=trio.Event)
+    link: LabLink | None = None
+
+    def meets(self, other: Knock) -> bool:
+        """Whether each of the two connects to where the other comes from."""
+        named = self.expect == other.peer and other.expect == self.peer
+        return named and self.local in other.targets and other.local in self.targets
+
+
 @dataclass
 class Lab:
     """The whole network: addresses, links, and what is wrong with it now."""
@@ -111,6 +137,8 @@ class Lab:
     links: set[LabLink] = field(default_factory=set)
     cut_hosts: set[str] = field(default_factory=set)
     filtered_hosts: set[str] = field(default_factory=set)
+    symmetric_hosts: set[str] = field(default_factory=set)
+    knocks: set[Knock] = field(default_factory=set)
     dials: list[tuple[str, Address]] = field(default_factory=list)
     mute: set[str] = field(default_factory=set)
     corrupted: set[str] = field(default_factory=set)
@@ -141,6 +169,14 @@ class Lab:
             yield
         finally:
             self.filtered_hosts.discard(host)
+
+    @contextmanager
+    def symmetric(self, host: str) -> Iterator[None]:
+        self.symmetric_hosts.add(host)
+        try:
+            yield
+        finally:
+            self.symmetric_hosts.discard(host)
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
@@ -180,6 +216,11 @@ class LabNetwork:
         self.lab.dials.append((self.host, address))
         if address.host in self.lab.filtered_hosts:
             await trio.sleep_forever()
+        return self._walk_in(address, service, expect)
+
+    def _walk_in(
+        self, address: Address, service: Service, expect: str | None, *, punched: bool = False
+    ) -> LabLink:
         listener = self.lab.listeners.get(address)
         if listener is None or {address.host, self.host} & self.lab.cut_hosts:
             raise DialError(f"{address}: connection refused")
@@ -188,20 +229,59 @@ class LabNetwork:
             raise HandshakeError(f"the other end is a {offered}, not a {service}")
         if expect is not None and listener.identity.peer_id != expect:
             raise HandshakeError(f"peer {listener.identity.peer_id} answered, not {expect}")
-        return self._connect(address, listener, listener.handlers[service])
+        remote = Address(self.host, self.lab.port())
+        here, there = self._link(listener.identity.peer_id, remote, address, punched)
+        listener.nursery.start_soon(self._welcome, listener.handlers[service], there)
+        return here
 
-    def _connect(self, address: Address, listener: Listener, handler: Handler) -> LabLink:
+    def _link(
+        self, peer: str, near: Address, far: Address, punched: bool
+    ) -> tuple[LabLink, LabLink]:
+        """Both ends of a link that we have dialled."""
         there_send, here_receive = trio.open_memory_channel[Frame](BUFFER)
         here_send, there_receive = trio.open_memory_channel[Frame](BUFFER)
-        remote = Address(self.host, self.lab.port())
-        here = LabLink(
-            self.lab, listener.identity.peer_id, address, True, self.host, here_send, here_receive
-        )
-        there = LabLink(
-            self.lab, self.identity.peer_id, remote, False, address.host, there_send, there_receive
-        )
+        me, lab = self.identity.peer_id, self.lab
+        here = LabLink(lab, peer, far, near, True, here_send, here_receive, punched)
+        there = LabLink(lab, me, near, far, False, there_send, there_receive, punched)
         self.lab.links |= {here, there}
-        listener.nursery.start_soon(self._welcome, handler, there)
+        return here, there
+
+    async def punch(self, local: Address, targets: Sequence[Address], expect: str) -> LabLink:
+        fitting = usable(local, targets)
+        await trio.lowlevel.checkpoint()
+        trouble = ""
+        for target in fitting:
+            if target.host not in self.lab.filtered_hosts:
+                try:
+                    return self._walk_in(target, "peer", expect, punched=True)
+                except (DialError, HandshakeError) as error:
+                    trouble = f"{target}: {error}"
+        if not {target.host for target in fitting} & self.lab.filtered_hosts:
+            raise DialError(trouble)
+        return await self._meet(Knock(self.identity.peer_id, local, fitting, expect))
+
+    async def _meet(self, mine: Knock) -> LabLink:
+        """Wait for one that punches towards us; the one that comes second makes the link."""
+        fixed = self.host not in self.lab.symmetric_hosts
+        for other in self.lab.knocks if fixed else ():
+            if other.meets(mine):
+                return self._cross(mine, other)
+        if fixed:
+            self.lab.knocks.add(mine)
+        try:
+            await mine.through.wait()
+        finally:
+            self.lab.knocks.discard(mine)
+        assert mine.link is not None
+        return mine.link
+
+    def _cross(self, mine: Knock, other: Knock) -> LabLink:
+        """The lower peer ID is the one that has dialled."""
+        here, there = self._link(other.peer, mine.local, other.local, True)
+        here.dialled, there.dialled = mine.peer < other.peer, mine.peer > other.peer
+        self.lab.knocks.discard(other)
+        other.link = there
+        other.through.set()
         return here
 
     @staticmethod

@@ -23,7 +23,9 @@ from p2pnode.transport.handshake import (
     Dialler,
     Sealer,
     Session,
+    is_punch,
     magic,
+    yields,
 )
 from p2pnode.transport.identity import Identity
 
@@ -231,6 +233,79 @@ def test_sealing_is_aes_gcm_with_a_counter() -> None:
         assert key.decrypt(number.to_bytes(12, "big"), sealed, b"bound") == b"message"
         with pytest.raises(InvalidTag):
             key.decrypt(number.to_bytes(12, "big"), sealed, b"")
+
+
+# ── through a punched hole ───────────────────────────────────────────────────────────────────
+
+
+def test_golden_punched_handshake() -> None:
+    """Bob, the lower of the two, stays the dialler; each message has the golden bytes."""
+    bob = Dialler(BOB, "peer", ALICE.peer_id, BOBS, punching=True)
+    alice = Acceptor(ALICE, ["peer"], ALICES, expect=BOB.peer_id)
+    assert bob.hello() == golden("punch-hello")
+    assert alice.reply(bob.hello()) == golden("punch-reply")
+    proof, here = bob.finish(golden("punch-reply"))
+    assert proof == golden("punch-proof")
+    there = alice.finish(golden("punch-proof"))
+    assert (here.peer, there.peer, alice.punched) == (ALICE.peer_id, BOB.peer_id, True)
+    assert there.receiver.open(here.sender.seal(b"ping")) == b"ping"
+
+
+def test_a_hello_that_crosses_is_never_taken_for_a_reply() -> None:
+    """They differ in the first 20 bytes, so either side knows which of the two it has got."""
+    hello, reply = golden("punch-hello"), golden("punch-reply")
+    assert (is_punch(hello), is_punch(reply)) == (True, False)
+    assert not any(is_punch(magic(service)) for service in ("peer", "tracker", "relay"))
+    with pytest.raises(HandshakeError, match="does not speak"):
+        Dialler(ALICE, "peer", BOB.peer_id, punching=True).finish(hello.ljust(REPLY_SIZE))
+
+
+def test_exactly_one_of_two_yields() -> None:
+    """Whoever the two are, they agree on who stays the dialler."""
+    for one in range(1, 9):
+        for other in range(one + 1, 9):
+            ids = identity(one).peer_id, identity(other).peer_id
+            assert yields(*ids) != yields(*reversed(ids))
+
+
+def test_a_listener_takes_a_punched_hello_for_the_peer_service() -> None:
+    """And knows that it was one; what offers no peers refuses it by name."""
+    dialler, acceptor = (
+        Dialler(ALICE, "peer", None, punching=True),
+        Acceptor(BOB, ["relay", "peer"]),
+    )
+    proof, _ = dialler.finish(acceptor.reply(dialler.hello()))
+    assert acceptor.finish(proof).peer == ALICE.peer_id
+    assert (acceptor.service, acceptor.punched) == ("peer", True)
+    with pytest.raises(HandshakeError, match="is a peer, not a tracker"):
+        Acceptor(BOB, ["tracker"]).reply(dialler.hello())
+
+
+def test_the_kind_of_hello_is_bound() -> None:
+    """Who turns a punched hello into a plain one on the way, or back, is found out."""
+    for punching in (True, False):
+        dialler, acceptor = Dialler(ALICE, "peer", None, punching=punching), Acceptor(BOB, ["peer"])
+        other = Dialler(ALICE, "peer", None, punching=not punching).hello()[:MAGIC_SIZE]
+        with pytest.raises(HandshakeError, match="altered"):
+            dialler.finish(acceptor.reply(other + dialler.hello()[MAGIC_SIZE:]))
+
+
+def test_an_acceptor_may_expect_a_peer() -> None:
+    """Who proves to be another than the one that was called is refused."""
+    dialler, acceptor = Dialler(EVE, "peer", None), Acceptor(BOB, ["peer"], expect=ALICE.peer_id)
+    proof, _ = dialler.finish(acceptor.reply(dialler.hello()))
+    with pytest.raises(HandshakeError, match=f"{EVE.peer_id} answered, not {ALICE.peer_id}"):
+        acceptor.finish(proof)
+
+
+def test_our_own_hello_sent_back_leads_nowhere() -> None:
+    """Whoever reflects what we say has no key to go on with, whichever role we take."""
+    hello = Dialler(ALICE, "peer", BOB.peer_id, ALICES, punching=True).hello()
+    acceptor = Acceptor(ALICE, ["peer"], BOBS, expect=BOB.peer_id)
+    reply = acceptor.reply(hello)
+    for proof in (reply[HELLO_SIZE:], bytes(PROOF_SIZE)):
+        with pytest.raises(HandshakeError):
+            acceptor.finish(proof)
 
 
 # ── any bytes ────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from p2pnode.transport.errors import (
     HandshakeError,
     LinkClosed,
     ListenError,
+    NoRoute,
     WireError,
 )
 from p2pnode.transport.link import CONTROL_LIMIT, PIECE_LIMIT, Link, Network, Piece
@@ -260,6 +261,117 @@ async def open_and_close(network: Network, where: Address) -> None:
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
+
+
+# ── punching ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Door:
+    """A listening port, and the links that came in at it."""
+
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+        self.came, self.over = trio.Event(), trio.Event()
+
+    async def handler(self, link: Link) -> None:
+        self.links.append(link)
+        self.came.set()
+        await self.over.wait()
+
+
+def punching(
+    networks: tuple[Network, Network],
+    check: Callable[[Door, Address, Door, Address], Awaitable[None]],
+) -> None:
+    """Run `check(alice's door, where it is, bob's door, where it is)`."""
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                doors = [Door(), Door()]
+                places = [
+                    await nursery.start(network.listen, ANYWHERE, {"peer": door.handler})
+                    for network, door in zip(networks, doors, strict=True)
+                ]
+                await check(doors[0], places[0], doors[1], places[1])
+                for door in doors:
+                    door.over.set()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_punching_to_an_open_door_comes_in_at_it(networks: Any) -> None:
+    """Where the other side's NAT lets us in we land at its listener, and both know how."""
+
+    async def check(_: Door, here: Address, bobs: Door, there: Address) -> None:
+        link = await networks[0].punch(here, [there], BOB.peer_id)
+        await bobs.came.wait()
+        assert (link.peer, link.remote) == (BOB.peer_id, there)
+        assert (link.dialled, bobs.links[0].dialled) == (True, False)
+        assert (link.punched, bobs.links[0].punched) == (True, True)
+        await link.send(b"through")
+        assert await bobs.links[0].receive() == b"through"
+        await link.aclose()
+
+    punching(networks, check)
+
+
+def test_links_that_were_dialled_are_not_punched(networks: Any) -> None:
+    """Only a hole makes a punched link, at both ends."""
+
+    async def check(_: Door, __: Address, bobs: Door, there: Address) -> None:
+        link = await networks[0].dial(there, "peer", BOB.peer_id)
+        await bobs.came.wait()
+        assert (link.punched, bobs.links[0].punched) == (False, False)
+        await link.aclose()
+
+    punching(networks, check)
+
+
+def test_punching_for_another_peer_is_given_up(networks: Any) -> None:
+    """Somebody else at the address is no link, and is not asked again."""
+
+    async def check(_: Door, here: Address, bobs: Door, there: Address) -> None:
+        with pytest.raises(DialError, match="answered, not"):
+            await networks[0].punch(here, [there], identity(3).peer_id)
+        assert not bobs.links
+
+    punching(networks, check)
+
+
+def test_punching_where_nobody_is_is_given_up(networks: Any) -> None:
+    """A machine that refuses is tried a few times, no more."""
+
+    async def check(_: Door, here: Address, *__: Any) -> None:
+        with pytest.raises(DialError, match=r"127\.0\.0\.1:9: "):
+            await networks[0].punch(here, [Address("127.0.0.1", 9)], BOB.peer_id)
+
+    punching(networks, check)
+
+
+def test_targets_that_can_t_be_reached_from_the_port(networks: Any) -> None:
+    """Our own address, a name, the other family, port 0: without another there is no route."""
+
+    async def check(_: Door, here: Address, *__: Any) -> None:
+        targets = [here, Address("localhost", 6000), Address("::1", 6000), Address("127.0.0.1", 0)]
+        with pytest.raises(NoRoute):
+            await networks[0].punch(here, targets, BOB.peer_id)
+
+    punching(networks, check)
+
+
+def test_of_several_targets_the_one_with_the_peer_counts(networks: Any) -> None:
+    """Whatever the others do."""
+
+    async def check(alices: Door, here: Address, bobs: Door, there: Address) -> None:
+        targets = [Address("127.0.0.1", 9), there]
+        link = await networks[0].punch(here, targets, BOB.peer_id)
+        await bobs.came.wait()
+        assert link.remote == there
+        await link.aclose()
+
+    punching(networks, check)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ also hides both identities from onlookers). Fixed sizes, so no byte of what foll
 
 The magic names the service; an acceptor that runs another one answers with its own magic and
 closes, so that the user can be told "that port is a peer, not a tracker".
+
+Through a punched hole both ends may have dialled: then their hellos cross. Such a hello has a magic
+of its own, so it is never taken for a reply. The lower peer ID stays the dialler and drops the
+other's hello; the higher one becomes the acceptor and answers it. The rest is as ever.
 """
 
 from __future__ import annotations
@@ -36,12 +40,23 @@ REPLY_SIZE = HELLO_SIZE + PROOF_SIZE
 
 SERVICES: tuple[Service, ...] = ("peer", "tracker", "relay")
 _PREFIX = b"p2pnode/1 "
+_PUNCH = "punch"  # in a hello: the peer service, and our hellos may cross
 _DIALLER, _ACCEPTOR = b"p2pnode/1 dialler", b"p2pnode/1 acceptor"
 
 
 def magic(service: str) -> bytes:
     """The first 20 bytes that both sides send: protocol, version, service."""
     return (_PREFIX + service.encode()).ljust(MAGIC_SIZE, b"\n")
+
+
+def is_punch(first: bytes) -> bool:
+    """Whether a hello through a punched hole begins so."""
+    return first[:MAGIC_SIZE] == magic(_PUNCH)
+
+
+def yields(me: str, other: str) -> bool:
+    """Whether this peer is the acceptor where the hellos of two have crossed: the higher ID is."""
+    return me > other
 
 
 class Sealer:
@@ -113,6 +128,14 @@ def _check(proof: bytes, role: bytes, bound: bytes, sealer: Sealer) -> bytes:
     return public
 
 
+def _check_peer(public: bytes, expect: str | None) -> str:
+    """The peer ID of a key; raises HandshakeError where another was expected."""
+    peer = peer_id(public)
+    if expect is not None and peer != expect:
+        raise HandshakeError(f"peer {peer} answered, not {expect}")
+    return peer
+
+
 def _service(hello: bytes) -> Service:
     """The service that these first bytes name; raises HandshakeError."""
     found = next((s for s in SERVICES if hello[:MAGIC_SIZE] == magic(s)), None)
@@ -122,14 +145,23 @@ def _service(hello: bytes) -> Service:
 
 
 class Dialler(_Party):
-    """The side that connected: `hello`, then `finish` with the acceptor's reply."""
+    """The side that connected: `hello`, then `finish` with the acceptor's reply.
+
+    `punching` says that the other side may have connected, too; the service is "peer" then.
+    """
 
     def __init__(
-        self, identity: Identity, service: str, expect: str | None, ephemeral: bytes | None = None
+        self,
+        identity: Identity,
+        service: str,
+        expect: str | None,
+        ephemeral: bytes | None = None,
+        *,
+        punching: bool = False,
     ) -> None:
         super().__init__(identity, ephemeral)
         self._service, self._expect = service, expect
-        self._hello = magic(service) + self._public
+        self._hello = magic(_PUNCH if punching else service) + self._public
 
     def hello(self) -> bytes:
         """The first HELLO_SIZE bytes to send."""
@@ -146,9 +178,7 @@ class Dialler(_Party):
         theirs, proof = reply[MAGIC_SIZE:HELLO_SIZE], reply[HELLO_SIZE:]
         sender, receiver, bound = self._agree(theirs, self._hello + reply[:HELLO_SIZE])
         public = _check(proof, _ACCEPTOR, bound, receiver)
-        peer = peer_id(public)
-        if self._expect is not None and peer != self._expect:
-            raise HandshakeError(f"peer {peer} answered, not {self._expect}")
+        peer = _check_peer(public, self._expect)
         bound = hashlib.sha256(bound + public).digest()
         return self._prove(_DIALLER, bound, sender), Session(peer, sender, receiver)
 
@@ -156,19 +186,27 @@ class Dialler(_Party):
 class Acceptor(_Party):
     """The side that listened: `reply` to the hello, then `finish` with the dialler's proof.
 
-    It may offer several services; `service` is the one that the dialler has asked for.
+    It may offer several services; `service` is the one that the dialler has asked for, and
+    `punched` tells whether it came through a punched hole. `expect` is the peer that must have
+    dialled.
     """
 
     def __init__(
-        self, identity: Identity, services: Sequence[Service], ephemeral: bytes | None = None
+        self,
+        identity: Identity,
+        services: Sequence[Service],
+        ephemeral: bytes | None = None,
+        *,
+        expect: str | None = None,
     ) -> None:
         super().__init__(identity, ephemeral)
-        self._offered = services
-        self.service = services[0]
+        self._offered, self._expect = services, expect
+        self.service, self.punched = services[0], False
 
     def reply(self, hello: bytes) -> bytes:
         """The REPLY_SIZE bytes that answer a hello; raises HandshakeError."""
-        wanted = _service(hello)
+        self.punched = is_punch(hello)
+        wanted: Service = "peer" if self.punched else _service(hello)
         if wanted not in self._offered:
             offered = " or a ".join(self._offered)
             raise HandshakeError(f"the other end is a {wanted}, not a {offered}")
@@ -185,4 +223,4 @@ class Acceptor(_Party):
     def finish(self, proof: bytes) -> Session:
         """Check the dialler's PROOF_SIZE bytes; raises HandshakeError."""
         public = _check(proof, _DIALLER, self._bound, self._receiver)
-        return Session(peer_id(public), self._sender, self._receiver)
+        return Session(_check_peer(public, self._expect), self._sender, self._receiver)

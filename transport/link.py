@@ -13,7 +13,7 @@ so they are not sealed a second time.
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -72,8 +72,16 @@ class Link(Protocol):
         """The remote socket address, as seen from here."""
 
     @property
+    def local(self) -> Address:
+        """Our own socket address; without its host the link is dead."""
+
+    @property
     def dialled(self) -> bool:
         """True where this side dialled."""
+
+    @property
+    def punched(self) -> bool:
+        """True where it came through a punched hole: no sign that others can reach us."""
 
     async def send(self, message: bytes) -> None:
         """Send a control message of at most CONTROL_LIMIT bytes; raises LinkClosed."""
@@ -106,6 +114,13 @@ class Network(Protocol):
 
         Raises DialError (nobody there) or HandshakeError (somebody else there). The caller's
         cancel scope is the timeout.
+        """
+
+    async def punch(self, local: Address, targets: Sequence[Address], expect: str) -> Link:
+        """Connect with a peer that does the same now: from our listening port to its addresses.
+
+        The link may as well come in at our listener. Raises DialError once all targets are given
+        up, NoRoute where nothing can be tried. The caller's cancel scope is the timeout.
         """
 
     async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:

@@ -10,7 +10,8 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,9 +27,12 @@ from .handshake import (
     Acceptor,
     Dialler,
     Session,
+    is_punch,
+    yields,
 )
 from .identity import Identity
 from .link import Handlers, Service
+from .nat import holes
 from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
@@ -91,12 +95,26 @@ class TcpNetwork:
         finally:
             await trio.aclose_forcefully(stream)
 
+    async def punch(self, local: Address, targets: Sequence[Address], expect: str) -> NngLink:
+        """Connect with a peer that does the same now; raises DialError.
+
+        What comes in at the listener while it lasts may be this peer, too.
+        """
+
+        async def meet(stream: trio.SocketStream) -> holes.Finish[NngLink]:
+            met = await _punch_handshake(stream, self._identity, expect)
+            return partial(_settle, stream, met)
+
+        return await holes.Punch(local, meet).run(targets)
+
     async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         """Accept for ever; one task a link; raises ListenError."""
         try:
             listeners = await trio.open_tcp_listeners(address.port, host=address.host)
         except OSError as error:
             raise ListenError(_why_no_listener(address, error)) from None
+        for listener in listeners:
+            holes.share(listener.socket)
         port = listeners[0].socket.getsockname()[1]
         task_status.started(Address(address.host, port))
         await trio.serve_listeners(partial(self._welcome, handlers), listeners)
@@ -125,7 +143,8 @@ class TcpNetwork:
             with trio.fail_after(HANDSHAKE_SECONDS):
                 acceptor = Acceptor(self._identity, tuple(handlers))
                 session = await _accept_handshake(stream, acceptor)
-                return await _to_link(stream, session, dialled=False), acceptor.service
+                link = await _to_link(stream, session, dialled=False, punched=acceptor.punched)
+                return link, acceptor.service
         except (HandshakeError, LinkClosed, OSError, trio.BrokenResourceError) as error:
             self._on_reject(f"handshake: {error}" if str(error) else "handshake: broken off")
         except trio.TooSlowError:
@@ -172,7 +191,10 @@ async def _dial_handshake(stream: trio.SocketStream, dialler: Dialler) -> Sessio
 
 
 async def _accept_handshake(stream: trio.SocketStream, acceptor: Acceptor) -> Session:
-    hello = await _read_exactly(stream, HELLO_SIZE)
+    return await _answer(stream, acceptor, await _read_exactly(stream, HELLO_SIZE))
+
+
+async def _answer(stream: trio.SocketStream, acceptor: Acceptor, hello: bytes) -> Session:
     try:
         reply = acceptor.reply(hello)
     except HandshakeError:
@@ -182,11 +204,52 @@ async def _accept_handshake(stream: trio.SocketStream, acceptor: Acceptor) -> Se
     return acceptor.finish(await _read_exactly(stream, PROOF_SIZE))
 
 
-async def _to_link(stream: trio.SocketStream, session: Session, *, dialled: bool) -> NngLink:
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """A punched connection whose other end has proved who it is."""
+
+    session: Session
+    dialled: bool
+    last: bytes  # the proof that we still owe
+
+
+async def _punch_handshake(stream: trio.SocketStream, identity: Identity, expect: str) -> _Met:
+    """Shake hands where the other end may be a listener, or have dialled as we have.
+
+    What we owe is sent when this connection has been chosen: until then the other end knows none.
+    """
+    dialler = Dialler(identity, "peer", expect, punching=True)
+    await stream.send_all(dialler.hello())
+    first = await _read_exactly(stream, MAGIC_SIZE)
+    if is_punch(first):
+        crossed = first + await _read_exactly(stream, HELLO_SIZE - MAGIC_SIZE)
+        if yields(identity.peer_id, expect):
+            acceptor = Acceptor(identity, ["peer"], expect=expect)
+            return _Met(await _answer(stream, acceptor, crossed), False, b"")
+        first = await _read_exactly(stream, MAGIC_SIZE)
+    dialler.check_magic(first)
+    proof, session = dialler.finish(first + await _read_exactly(stream, REPLY_SIZE - MAGIC_SIZE))
+    return _Met(session, True, proof)
+
+
+async def _settle(stream: trio.SocketStream, met: _Met) -> NngLink:
+    """Make a link of the connection that was chosen."""
+    try:
+        await stream.send_all(met.last)
+        holes.keep(stream)
+        return await _to_link(stream, met.session, dialled=met.dialled, punched=True)
+    except LinkClosed:
+        raise HandshakeError("the other end closed during the handshake") from None
+
+
+async def _to_link(
+    stream: trio.SocketStream, session: Session, *, dialled: bool, punched: bool = False
+) -> NngLink:
     """Give the socket to NNG, and wait until both ends have; the stream is empty afterwards."""
     tune(stream.socket)
+    local = _address(stream.socket.getsockname())
     remote = _address(stream.socket.getpeername())
-    link = NngLink(stream.socket.detach(), session, remote, dialled)
+    link = NngLink(stream.socket.detach(), session, local, remote, dialled, punched)
     try:
         await link.opened()
     except BaseException:

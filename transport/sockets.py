@@ -114,8 +114,17 @@ def _hand_over(descriptor: int, on_open: OnPipe, on_lost: OnPipe) -> pynng.Pair1
 class NngLink:
     """A `Link` over NNG. Must be made inside trio, from a blocking or trio-owned descriptor."""
 
-    def __init__(self, descriptor: int, session: Session, remote: Address, dialled: bool) -> None:
-        self.peer, self.remote, self.dialled = session.peer, remote, dialled
+    def __init__(
+        self,
+        descriptor: int,
+        session: Session,
+        local: Address,
+        remote: Address,
+        dialled: bool,
+        punched: bool = False,
+    ) -> None:
+        self.peer, self.local, self.remote = session.peer, local, remote
+        self.dialled, self.punched = dialled, punched
         self._session = session
         self._token = trio.lowlevel.current_trio_token()
         self._lost = False
