@@ -14,6 +14,8 @@
     │   ├── HandshakeError   connected, but it did not prove who it is
     │   └── LinkClosed       was connected, is no more
     ├── StunError            no usable answer from a STUN server
+    ├── MappingError         a router that maps no port for us
+    │   └── MappingRefused   it could, and doesn't want to
     └── ProtocolError        a message that is well-formed and not due
         └── TransferError    model bytes, or a request for some, that are not due
 
@@ -80,6 +82,14 @@ class LinkClosed(LinkError):
 
 class StunError(TransportError):
     """The STUN server gave no usable answer."""
+
+
+class MappingError(TransportError):
+    """The router maps no port for us."""
+
+
+class MappingRefused(MappingError):
+    """The router refuses to map a port for us."""
 
 
 class ProtocolError(TransportError):
