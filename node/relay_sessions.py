@@ -19,9 +19,8 @@ from ..transport.link import Link, Network
 from ..transport.messages import Hello
 from ..transport.peer_address import PeerAddress
 from .candidates import Candidates
+from .race import DIAL_SECONDS
 
-# A connection and a handshake take three round trips; a blackholed address is given up after it.
-DIAL_SECONDS = 5.0
 # A relay says hello at once; what says nothing for so long isn't one, or hangs.
 HELLO_SECONDS = 5.0
 # How often a new session is looked at until the relay has said hello.

@@ -1,131 +1,42 @@
 """A home relay while one is needed, and the relays of peers that we can't reach.
 
-Real exchanges and sessions over the in-memory network, in virtual time. The relays are this file's:
-they say hello and hold nothing, or misbehave.
+Real exchanges and sessions over the in-memory network, in virtual time. The relays are made up:
+they say hello and hold nothing, or misbehave (relaying.py).
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from fellows import Fellow, virtual
+from fellows import virtual
+from relaying import PORT, Client, Line, Relay
 
-from lab import Lab, LabLink, LabNetwork, identity
+from lab import Lab, identity
 from p2pnode.node.candidates import DIALS, RETRY_MOST
-from p2pnode.node.relay_sessions import DIAL_SECONDS, HELLO_SECONDS
+from p2pnode.node.race import DIAL_SECONDS
+from p2pnode.node.relay_sessions import HELLO_SECONDS
 from p2pnode.node.relays import (
     HOMES,
     LET_GO_SECONDS,
     LOOK_SECONDS,
     NEARER_SECONDS,
     RELAY_SESSIONS,
-    Relays,
     RelayStatus,
 )
-from p2pnode.transport import messages
 from p2pnode.transport.address import Address
 from p2pnode.transport.identity import Identity
-from p2pnode.transport.link import Link, Service
-from p2pnode.transport.messages import RELAY_RUN, Hello, Ping, Pong
 from p2pnode.transport.nat.reach import Claim, Confidence
 from p2pnode.transport.peer_address import PeerAddress
-from p2pnode.transport.session import Session
 
 TRACKER = "tracker:5555"
-PORT = 6000
 SOON = 2 * LOOK_SECONDS  # by then what can be done at once is done
 # Peers that we follow; nobody looks into their IDs.
 XENIA, YURI, ZOE = "xenia", "yuri", "zoe"
-
-
-@dataclass
-class Line:
-    """Our network: some hosts are far away; what is dialled is noted."""
-
-    network: LabNetwork
-    far: dict[str, float] = field(default_factory=dict)  # seconds until connected
-    dials: list[tuple[float, str]] = field(default_factory=list)
-
-    async def dial(self, address: Address, service: Service, expect: str | None = None) -> LabLink:
-        assert service == "relay"
-        assert expect is not None
-        self.dials.append((trio.current_time(), address.host))
-        await trio.sleep(self.far.get(address.host, 0.0))
-        return await self.network.dial(address, service, expect)
-
-    async def listen(self, *arguments: Any, **named: Any) -> None:
-        await self.network.listen(*arguments, **named)
-
-    async def punch(self, *arguments: Any, **named: Any) -> LabLink:
-        raise AssertionError("relays are dialled")
-
-
-class Relay:
-    """A relay of the test's own: who is with it, and what it does wrong."""
-
-    def __init__(self, lab: Lab, number: int) -> None:
-        self.key, self.host = identity(number), f"10.0.1.{number}"
-        self.place = PeerAddress(self.key.peer_id, Address(self.host, PORT))
-        self._network = lab.network(self.key, self.host)
-        self.mute = False  # says nothing
-        self.patience = float("inf")  # seconds until it hangs up
-        self.clients: list[str] = []
-        self.scope = trio.CancelScope()
-
-    async def run(self, *, task_status: trio.TaskStatus[Any]) -> None:
-        """Until it is killed."""
-        with self.scope:
-            where = self.place.address
-            await self._network.listen(where, {"relay": self._serve}, task_status=task_status)
-
-    async def _serve(self, link: Link) -> None:
-        self.clients.append(link.peer)
-        try:
-            with trio.move_on_after(self.patience):
-                await self._talk(link)
-        finally:
-            self.clients.remove(link.peer)
-
-    async def _talk(self, link: Link) -> None:
-        if not self.mute:
-            await link.send(messages.to_bytes(Hello(RELAY_RUN, 0)))
-        while True:
-            message = messages.from_bytes(await link.receive())
-            if isinstance(message, Ping) and not self.mute:
-                await link.send(messages.to_bytes(Pong(message.number)))
-
-
-class Client(Fellow):
-    """A node, as far as relays matter."""
-
-    def prepare(self, line: Line) -> None:
-        """Its relays, that don't run."""
-        self.line, self.lines, self.needs = line, list[str](), True
-        self.announced: list[PeerAddress | None] = []
-        self.relays = Relays(
-            line,
-            self.exchange,
-            clock=trio.current_time,
-            chance=random.Random(self.number),
-            log=lambda level, text: self.lines.append(f"{level}: {text}"),
-            needed=lambda: self.needs,
-            news=lambda: self.announced.append(self.relays.home),
-        )
-
-    def stores(self, session: Session) -> bool:
-        return self.relays.stores(session.peer)
-
-    @property
-    def dialled(self) -> list[str]:
-        """Hosts, in order."""
-        return [host for _, host in self.line.dials]
 
 
 @dataclass
