@@ -67,6 +67,9 @@ class Wire:
         link: LabLink = await self.network.dial(address, service, expect)
         return link
 
+    async def punch(self, *arguments: Any) -> Any:
+        return await self.network.punch(*arguments)
+
     async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         await self.network.listen(address, handlers, task_status=task_status)
 

@@ -31,10 +31,10 @@ RUN = Run("main", "mnist", bytes(32), 1, ())
 DAVE = identity(4).peer_id
 
 
-def sealed(number: int, seq: int = 1, *, swarm: str = "main", **fields: Any) -> bytes:
+def sealed(number: int, seq: int = 1, *, swarm: str = "main", **more: Any) -> bytes:
     """A signed record of peer `number`."""
-    fields = {"addresses": (Address(f"10.0.0.{number}", 6000),), "created": 0.0} | fields
-    record = PeerRecord(swarm=swarm, seq=seq, **fields)
+    fields: dict[str, Any] = {"addresses": (Address(f"10.0.0.{number}", 6000),)} | more
+    record = PeerRecord(swarm=swarm, seq=seq, created=0.0, **fields)
     return seal(identity(number), Kind.PEER_RECORD, record.to_bytes())
 
 
