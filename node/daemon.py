@@ -21,6 +21,7 @@ from ..transport.admission import Offered
 from ..transport.exchange import Exchange
 from ..transport.identity import Identity, short
 from ..transport.link import Link
+from ..transport.nat.direct import Direct
 from ..transport.network import TcpNetwork
 from ..transport.outgoing import Held
 from ..transport.session import Session
@@ -31,7 +32,7 @@ from .errors import NodeError, leaves
 from .home import Home
 from .mailbox import Mailbox
 from .peers import Peers
-from .presence import Presence
+from .presence import Presence, Ways
 from .signals import ending
 from .start import Start
 from .status import NodeStatus, printable
@@ -64,8 +65,16 @@ class Node:
             max_peers=config.max_peers,
             chance=chance,
         )
+        direct = Direct(config.public)
         self.presence = Presence(
-            config, identity, self.network, clock=clock, wall=wall, chance=chance, log=self.log
+            config,
+            identity,
+            self.network,
+            Ways(direct, [direct]),
+            clock=clock,
+            wall=wall,
+            chance=chance,
+            log=self.log,
         )
         self.peers = Peers(
             self.network,
@@ -164,7 +173,7 @@ class Node:
         self.board.met(session)
         self.peers.met(session)
         if not session.link.dialled:
-            self.presence.came_in()
+            self.presence.came_in(session.link)
         self.log("info", f"met {short(session.peer)} at {session.link.remote}")
         self._start.met(session)
 

@@ -1,53 +1,97 @@
-"""I/O: this node as others see it: the trackers that list it, and the addresses it announces."""
+"""I/O: this node as others see it: the trackers that list it, and the ways in that it announces.
+
+Strategy: twice a second it looks around: what addresses the machine has, at which host each tracker
+sees us, what the ways in claim. Whatever of it has changed is announced at once. Where the machine
+itself has moved, connections from addresses that are gone are given up at once, too: the kernel
+would find out only after seconds.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from ..tracker.client import TrackerClient
+from ..tracker.errors import TrackerError
 from ..tracker.record import PeerRecord
 from ..transport.address import Address
+from ..transport.bucket import Bucket
 from ..transport.envelope import Kind, seal
+from ..transport.errors import TransportError
 from ..transport.identity import Identity
 from ..transport.link import Link, Network
-from ..transport.nat.direct import Direct, outgoing_host
-from ..transport.nat.reach import announced
+from ..transport.nat.direct import Direct
+from ..transport.nat.hosts import Machine, look
+from ..transport.nat.reach import Reach, announced, relayed
+from ..transport.peer_address import PeerAddress
 from .config import Config
 from .peers import Peers
 from .reachability import Reachability
 from .status import TrackerStatus
 
-# How often the machine's own address towards the trackers is looked at (DHCP, another Wi-Fi).
-ADDRESS_SECONDS = 5.0
-# How often the trackers' sight of us is looked at: a newcomer can't be dialled before. A tracker
-# that sees us elsewhere each time makes us announce no faster.
-SIGHT_SECONDS = 0.5
+# How often we look around: so late is a change announced (DHCP, another Wi-Fi, a mapping). A look
+# takes 0.2 ms. A tracker that sees us elsewhere each time makes us announce no faster.
+LOOK_SECONDS = 0.5
+# Another sight of us, from the same addresses of ours, is another router: so often the ways in look
+# again for it, and so many times at once. A tracker that makes it up keeps them no busier.
+SIGHTS_PER_SECOND, SIGHTS_BURST = 1 / 60, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways in that are used, in the order in which they are tried.
+
+    `direct` may be none of them: then what trackers see is noted, and not announced.
+    """
+
+    direct: Direct
+    used: Sequence[Reach]
+
+
+@dataclass(frozen=True, slots=True)
+class Ears:
+    """Whom to tell what comes up; each returns at once.
+
+    `call`: a peer says something through a tracker, as it came. `relays`: a tracker, by its
+    address, offers these relays now. `moved`: this machine has other addresses, and no more these.
+    """
+
+    call: Callable[[bytes], None] = lambda envelope: None
+    relays: Callable[[str, tuple[PeerAddress, ...]], None] = lambda tracker, places: None
+    moved: Callable[[Collection[str]], None] = lambda gone: None
 
 
 class Presence:
-    """All trackers, one peer record, one way in (more with transport.nat's other ways)."""
+    """All trackers, one peer record, all ways in."""
 
     def __init__(
         self,
         config: Config,
         identity: Identity,
         network: Network,
+        ways: Ways,
+        ears: Ears = Ears(),
         *,
+        machine: Callable[[], Machine] = look,
         clock: Callable[[], float],
         wall: Callable[[], float],
         chance: random.Random,
         log: Callable[[str, str], None],
     ) -> None:
-        self._swarm, self._identity = config.swarm, identity
+        self._config, self._identity = config, identity
+        self._ways, self._ears = ways, ears
         self._clock, self._wall, self._log = clock, wall, log
-        self._direct = Direct(config.public)
         self._reachability = Reachability(
-            self._direct, self.addresses, clock=clock, chance=chance, log=log, news=self._refresh
+            ways.direct, self.addresses, clock=clock, chance=chance, log=log, news=self._announce
         )
+        self._look, self._machine = machine, Machine()
+        self._sights = Bucket(SIGHTS_PER_SECOND, SIGHTS_BURST)
+        self._told: object = None  # the ways in of the last record
+        self._offers: dict[Address, PeerAddress | None] = {}  # the relay of each tracker
         self._record_seq = 0
         self._clients = {
             address: TrackerClient(
@@ -56,6 +100,7 @@ class Presence:
                 swarm=config.swarm,
                 peer=identity.peer_id,
                 rng=chance,
+                wall=wall,
                 log=partial(log, "info"),
             )
             for address in config.tracker
@@ -65,15 +110,17 @@ class Presence:
         self, bound: Address, peers: Peers, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """Announce and watch until cancelled; `bound` is where the node listens."""
-        self._direct.bound(bound)
+        self._ways.direct.bound(bound)
+        self._look_at_machine()
         async with trio.open_nursery() as nursery:
+            for way in self._ways.used:
+                await nursery.start(way.run)
             for address, client in self._clients.items():
                 joined = partial(peers.joined, str(address))
                 left = partial(peers.left, str(address))
-                await nursery.start(client.run, self._record, joined, left)
-                nursery.start_soon(self._watch_own_host, address)
-                nursery.start_soon(self._watch_sight, client)
+                await nursery.start(client.run, self._record, joined, left, self._ears.call)
                 nursery.start_soon(self._reachability.watch, client)
+            nursery.start_soon(self._look_around)
             task_status.started()
             if not self._clients:
                 self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
@@ -84,9 +131,27 @@ class Presence:
             for client in self._clients.values():
                 nursery.start_soon(client.leave)
 
-    def came_in(self) -> None:
-        """A peer dialled us: we can be reached."""
-        self._direct.came_in()
+    # -- what others know of us ------------------------------------------------------------------
+
+    @property
+    def ways(self) -> Sequence[Reach]:
+        """The ways in that are used."""
+        return self._ways.used
+
+    def addresses(self) -> tuple[Address, ...]:
+        """What is announced now."""
+        return announced(self._ways.used, self._clock())
+
+    def relays(self) -> tuple[PeerAddress, ...]:
+        """The relays that are announced now, each peer once."""
+        found = {relay.peer: relay for relay in reversed(relayed(self._ways.used, self._clock()))}
+        found.pop(self._identity.peer_id, None)
+        return tuple(found.values())[::-1]
+
+    def came_in(self, link: Link) -> None:
+        """A peer dialled us: we can be reached. Through a punched hole only that one can."""
+        if not link.punched:
+            self._ways.direct.came_in(link.remote)
 
     async def dialled_back(self, link: Link) -> bool:
         """Whether this link is a tracker's that checks if it can reach us; then it is done with."""
@@ -96,9 +161,7 @@ class Presence:
         """What trackers that dialled back found, for people; else `came`, who has come in."""
         return self._reachability.text(came)
 
-    def addresses(self) -> tuple[Address, ...]:
-        """What is announced now."""
-        return announced([self._direct], self._clock())
+    # -- what trackers know ----------------------------------------------------------------------
 
     def answering(self) -> set[str]:
         """The trackers that answer now."""
@@ -114,6 +177,11 @@ class Presence:
         """How many other peers there should be: the longest of the trackers' lists."""
         return max((client.state.peers for client in self._clients.values()), default=0)
 
+    def stuns(self) -> tuple[Address, ...]:
+        """The STUN servers that trackers offer."""
+        offers = (client.state.stun for client in self._clients.values())
+        return tuple(stun for stun in offers if stun is not None)
+
     def statuses(self) -> Iterator[TrackerStatus]:
         """The trackers, for the screen."""
         for client in self._clients.values():
@@ -121,37 +189,79 @@ class Presence:
             detail = state.detail.removeprefix(state.status).removeprefix(", ")
             yield TrackerStatus(str(state.address), state.status, detail, state.peers)
 
-    async def _watch_own_host(self, tracker: Address) -> None:
-        """Look from which address we talk to a tracker: the machine may move."""
-        while True:
-            # Looking up the tracker's name can take long; leaving doesn't wait for it.
-            own = await trio.to_thread.run_sync(outgoing_host, tracker, abandon_on_cancel=True)
-            self._saw(f"towards {tracker}", own)
-            await trio.sleep(ADDRESS_SECONDS)
-
-    async def _watch_sight(self, client: TrackerClient) -> None:
-        """Look where a tracker sees us."""
-        while True:
-            seen = client.state.seen
-            self._saw(f"by {client.state.address}", seen.host if seen else None)
-            await trio.sleep(SIGHT_SECONDS)
-
-    def _saw(self, source: str, host: str | None) -> None:
-        """Announce a new address everywhere."""
-        if host is not None and self._direct.saw(source, host):
-            self._refresh()
-
-    def _refresh(self) -> None:
+    async def call(self, peer: str, envelope: bytes) -> bool:
+        """Say something to a peer through a tracker that lists it; False where none hands it on."""
         for client in self._clients.values():
-            client.refresh()
+            if client.knows(peer):
+                try:
+                    await client.call(peer, envelope)
+                    return True
+                except (TrackerError, TransportError):
+                    pass  # it isn't there, or too much is said: another tracker may do it
+        return False
+
+    # -- looking around --------------------------------------------------------------------------
+
+    async def _look_around(self) -> None:
+        while True:
+            self._look_at_machine()
+            for client in self._clients.values():
+                self._look_at(client)
+            self._announce()
+            await trio.sleep(LOOK_SECONDS)
+
+    def _look_at_machine(self) -> None:
+        """What addresses it has: the first look, or a change of them, or nothing."""
+        before, self._machine = self._machine, self._look()
+        gone = before.every - self._machine.every
+        self._ways.direct.has(self._machine.hosts)
+        if before.every and before.hosts != self._machine.hosts:
+            hosts = ", ".join(self._machine.hosts) or "none"
+            self._log("info", f"this machine's addresses have changed: {hosts}")
+            self._changed()
+            for client in self._clients.values():
+                client.moved(gone)
+        if gone:
+            self._ears.moved(gone)
+
+    def _look_at(self, client: TrackerClient) -> None:
+        """Where a tracker sees us, and what it offers."""
+        state = client.state
+        tracker, seen = str(state.address), state.seen.host if state.seen else None
+        before = self._ways.direct.seen_by(tracker)
+        self._ways.direct.saw(tracker, seen)
+        if None not in (before, seen) and before != seen and self._sights.free(self._clock()):
+            self._sights.wait(self._clock())
+            self._changed()
+        if self._offers.get(state.address) != state.relay:
+            self._offers[state.address] = state.relay
+            self._ears.relays(tracker, (state.relay,) if state.relay else ())
+
+    def _changed(self) -> None:
+        """Let the ways in look again."""
+        self._ways.direct.changed()
+        for way in self._ways.used:
+            if way is not self._ways.direct:
+                way.changed()
+
+    def _announce(self) -> None:
+        """Tell all trackers, if there is news."""
+        ways = (self.addresses(), self.relays())
+        if ways != self._told:
+            self._told = ways
+            for client in self._clients.values():
+                client.refresh()
 
     def _record(self) -> bytes:
         """A fresh signed peer record. Wall-clock numbers grow across restarts, too."""
         self._record_seq = max(self._record_seq + 1, int(self._wall() * 1000))
+        addresses = self.addresses()
         record = PeerRecord(
-            swarm=self._swarm,
+            swarm=self._config.swarm,
             seq=self._record_seq,
-            addresses=self.addresses(),
+            addresses=addresses,
             created=self._wall(),
+            relays=self.relays(),
+            relay=self._config.relay and bool(addresses),
         )
         return seal(self._identity, Kind.PEER_RECORD, record.to_bytes())

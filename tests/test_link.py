@@ -79,6 +79,7 @@ def test_both_ends_know_who_is_there(networks: Any) -> None:
         assert (here.peer, there.peer) == (BOB.peer_id, ALICE.peer_id)
         assert (here.dialled, there.dialled) == (True, False)
         assert there.remote.host == "127.0.0.1"
+        assert (here.local, there.local) == (there.remote, here.remote)
 
     with_link(networks, check)
 

@@ -13,9 +13,8 @@ import trio
 from trio.testing import MockClock
 
 from lab import Lab, LabNetwork, identity
-from p2pnode.node import presence
 from p2pnode.node.config import load
-from p2pnode.node.presence import Presence
+from p2pnode.node.presence import Presence, Ways
 from p2pnode.node.reachability import CHECK_SECONDS, HOLD_SECONDS, RETRY_SECONDS
 from p2pnode.tracker.protocol import (
     WATCH_SECONDS,
@@ -34,6 +33,8 @@ from p2pnode.tracker.verdict import DialBack, Verdict
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.link import Link
+from p2pnode.transport.nat.direct import Direct
+from p2pnode.transport.nat.hosts import Machine
 from p2pnode.transport.nat.reach import Confidence
 
 TRACKER, SECOND = Address("8.8.8.8", 5555), Address("8.8.4.4", 5555)
@@ -65,10 +66,15 @@ class Node:
         self.lines: list[str] = []
         self.sessions: list[str] = []
         self.network = network
+        self.inside = "192.168.0.7"
+        config = load(flags, {})[0]
+        self.direct = Direct(config.public)
         self.presence = Presence(
-            load(flags, {})[0],
+            config,
             network.identity,
             network,
+            Ways(self.direct, [self.direct]),
+            machine=lambda: Machine(frozenset({self.inside}), (self.inside,)),
             clock=trio.current_time,
             wall=lambda: 1_800_000_000.0 + trio.current_time(),
             chance=random.Random(1),
@@ -89,7 +95,7 @@ class Node:
         return self.presence.reachability(CAME)
 
     def sure(self) -> dict[str, Confidence]:
-        claims = self.presence._direct.claims(trio.current_time())
+        claims = self.direct.claims(trio.current_time())
         return {str(claim.address): claim.confidence for claim in claims}
 
     def said(self) -> list[str]:
@@ -149,14 +155,6 @@ class Stage:
         node = Node(self.lab.network(identity(1), host), *(trackers or (TRACKER,)), public=public)
         await node.run(Address(host, 6000), self.nursery)
         return node
-
-
-@pytest.fixture(autouse=True)
-def own_hosts(monkeypatch: pytest.MonkeyPatch, inline_threads: None) -> list[str]:
-    """The machine's outgoing address, in a list so that a test can change it."""
-    hosts = ["192.168.0.7"]
-    monkeypatch.setattr(presence, "outgoing_host", lambda _towards: hosts[-1])
-    return hosts
 
 
 def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
@@ -255,7 +253,7 @@ def test_a_node_on_the_lan_of_its_tracker() -> None:
     play(scene)
 
 
-def test_a_new_address_is_checked_at_once(own_hosts: list[str]) -> None:
+def test_a_new_address_is_checked_at_once() -> None:
     """Not only at the next round."""
 
     async def scene(stage: Stage) -> None:
@@ -263,7 +261,7 @@ def test_a_new_address_is_checked_at_once(own_hosts: list[str]) -> None:
             node = await stage.node()
             await trio.sleep(SOON)
             dials = len(stage.lab.dials)
-            own_hosts.append(OTHER)  # behind another router, which forwards nothing
+            node.inside = OTHER  # behind another router, which forwards nothing
             await trio.sleep(2 * SOON)
             assert ("8.8.8.8", Address(OTHER, 6000)) in stage.lab.dials[dials:]
             assert node.text == FOUND  # at the other address, still

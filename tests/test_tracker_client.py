@@ -17,12 +17,9 @@ from players import SEEN, TRACKER, Player, Stage, came, gone, play, welcome
 from records import peer, sealed
 
 from lab import identity
-from p2pnode.tracker.client import (
-    DIAL_SECONDS,
-    GRACE,
-    REPLY_SECONDS,
-    WATCH_PAUSE,
-)
+from p2pnode.tracker.client import DIAL_SECONDS
+from p2pnode.tracker.contact import REPLY_SECONDS
+from p2pnode.tracker.follower import GRACE, WATCH_PAUSE
 from p2pnode.tracker.protocol import (
     WATCH_SECONDS,
     Bye,

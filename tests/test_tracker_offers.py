@@ -9,8 +9,8 @@ from players import TRACKER, Player, Stage, play, welcome
 from records import peer
 
 from lab import identity
-from p2pnode.tracker.client import WATCH_PAUSE
 from p2pnode.tracker.errors import Reason, Refused
+from p2pnode.tracker.follower import WATCH_PAUSE
 from p2pnode.tracker.protocol import CALLS, Call, Events, Refusal, Request, Watch, to_bytes
 from p2pnode.tracker.state import BACKOFF_MOST
 from p2pnode.transport.address import Address

@@ -3,8 +3,7 @@
 Strategy: dial, announce, watch, and when anything at all goes wrong: say so in `state`, wait a
 little longer each time, begin again. On a link three tasks work: one reads answers and hands each
 to the task that asked, one announces, one watches. The first of them that fails ends the link.
-What is known of the swarm outlives the link, and so does the cursor: a tracker that is still the
-same tells only what is new, and one that was started anew is given time to hear of all peers.
+What is known of the swarm (follower.py) outlives the link.
 
 Nothing a tracker does raises here: the swarm goes on without it.
 """
@@ -12,67 +11,37 @@ Nothing a tracker does raises here: the swarm goes on without it.
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Final
 
 import trio
 
 from ..transport.address import Address
-from ..transport.bucket import Bucket
 from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Network
 from ..transport.peer_address import PeerAddress
 from .checks import price
-from .contact import Contact
+from .contact import REPLY_SECONDS, Contact
 from .errors import TrackerError
+from .follower import Follower, Owner
 from .protocol import (
-    WATCH_SECONDS,
     Announce,
     Bye,
     Call,
     Called,
-    Events,
     Leave,
-    Watch,
     Welcome,
 )
 from .record import PeerRecord
-from .roster import Roster
-from .state import BACKOFF_MOST, Backoff, Status, TrackerState, reason
+from .state import Backoff, Status, TrackerState, reason
 from .verdict import DIALBACK_SECONDS, PAYMENT, DialBack, Verdict
 
 DIAL_SECONDS: Final = 10.0
 """A connection and a handshake take three round trips; who needs longer is overloaded."""
 
-REPLY_SECONDS: Final = 10.0
-"""An answer takes a round trip; with the TCP link alive, a slower tracker is stuck."""
-
 ANNOUNCES: Final = 3
 """Announces in a TTL: two may be lost."""
-
-WATCH_PAUSE: Final = 0.25
-"""Seconds from an answer to the next watch: many joins come as one page, and a tracker that
-always has news can't keep this peer busy. Trackers serve five questions a second."""
-
-PROMPT: Final = (1 / WATCH_PAUSE, 8)
-"""Watches after calls: who is called waits for what comes next, so eight go without a pause. Who
-has ever more calls for this peer keeps it no busier than with other news."""
-
-GRACE: Final = 2 * BACKOFF_MOST
-"""At least so long may a peer be missing from the list of a tracker that was started anew: by
-then everyone has dialled it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    """Whom the contact serves: what to announce, and whom to tell of the others."""
-
-    records: Callable[[], bytes]
-    on_joined: Callable[[str, PeerRecord], None]
-    on_left: Callable[[str], None]
-    on_call: Callable[[bytes], None]
 
 
 def _quiet(_line: str) -> None:
@@ -105,20 +74,18 @@ class TrackerClient:
         self._address = address
         self._wall, self._log = wall, log
         self._backoff = Backoff(rng)
-        self._roster = Roster(swarm, peer)
-        self._cursor = b""
+        self._follower = Follower(swarm, peer)
         self._status: Status = "connecting"
         self._detail = "connecting"
         self._why = ""
-        self._grace = GRACE
         self._welcome: Welcome | None = None  # the last one
         self._skew: float | None = None
-        self._prompt = Bucket(*PROMPT)
         self._contact: Contact | None = None
         self.tracker = ""  # its peer ID, once there has been a contact
         self._due = trio.Event()
         self._leaving = False
         self._running = trio.CancelScope()
+        self._trying = trio.CancelScope()
 
     @property
     def state(self) -> TrackerState:
@@ -128,10 +95,10 @@ class TrackerClient:
             address=self._address,
             status=self._status,
             detail=self._detail,
-            peers=len(self._roster),
-            listed=self._cursor != b"",
+            peers=len(self._follower.roster),
+            listed=self._follower.listed,
             seen=last.seen if last else None,
-            rejects=self._roster.rejects,
+            rejects=self._follower.roster.rejects,
             relay=PeerAddress(self.tracker, self._address) if last and last.relay else None,
             stun=Address(host, last.stun) if last and last.stun else None,
             skew=self._skew,
@@ -140,6 +107,16 @@ class TrackerClient:
     def refresh(self) -> None:
         """Announce a new record now, not only at the next third of the TTL."""
         self._due.set()
+
+    def moved(self, gone: Collection[str]) -> None:
+        """The machine has other addresses now, and these no more: dial anew.
+
+        A contact from an address that is still there goes on.
+        """
+        if self._contact is None or self._contact.local.host in gone:
+            self._backoff.reset()
+            self._welcome = None  # where we were seen is past
+            self._trying.cancel()
 
     async def dial_back(self, address: Address, nonce: bytes) -> str:
         """Let the tracker dial one of our announced addresses: the protocol.Outcome, as a word.
@@ -161,7 +138,7 @@ class TrackerClient:
 
     def knows(self, peer: str) -> bool:
         """Whether the tracker lists this peer, and a call to it can be tried."""
-        return self._status == "connected" and peer in self._roster
+        return self._status == "connected" and peer in self._follower.roster
 
     def _welcomed(self) -> Contact:
         """The contact on which this peer is announced. Raises LinkClosed."""
@@ -186,14 +163,17 @@ class TrackerClient:
         from; they return at once.
         """
         task_status.started()
-        owner = _Owner(records, on_joined, on_left, on_call)
+        owner = Owner(records, on_joined, on_left, on_call)
         with self._running:
             while True:
-                why = await self._visit(owner)
-                wait = self._backoff.wait()
-                text = f"unreachable, next try in {math.ceil(wait)} s: {why}"
-                self._turn("unreachable", text, why)
-                await trio.sleep(wait)
+                with trio.CancelScope() as self._trying:
+                    why = await self._visit(owner)
+                    wait = self._backoff.wait()
+                    text = f"unreachable, next try in {math.ceil(wait)} s: {why}"
+                    self._turn("unreachable", text, why)
+                    await trio.sleep(wait)
+                if self._trying.cancelled_caught:
+                    self._turn("connecting", "connecting: this machine's addresses have changed")
 
     async def leave(self) -> None:
         """Tell the tracker that this peer goes, if there is a contact, and end `run`.
@@ -209,7 +189,7 @@ class TrackerClient:
         finally:
             self._running.cancel()
 
-    async def _visit(self, owner: _Owner) -> str:
+    async def _visit(self, owner: Owner) -> str:
         """One contact, from dialling to its end: why it ended."""
         try:
             with trio.fail_after(DIAL_SECONDS):
@@ -225,7 +205,7 @@ class TrackerClient:
             self._contact = None
             await link.aclose()
 
-    async def _keep(self, contact: Contact, owner: _Owner) -> str:
+    async def _keep(self, contact: Contact, owner: Owner) -> str:
         """Announce and watch until the first failure: what it was."""
         self._contact = contact
         welcomed = trio.Event()
@@ -241,10 +221,11 @@ class TrackerClient:
 
             nursery.start_soon(part, contact.listen)
             nursery.start_soon(part, self._announce, contact, owner, welcomed)
-            nursery.start_soon(part, self._watch, contact, owner, welcomed)
+            await welcomed.wait()
+            nursery.start_soon(part, self._follower.follow, contact, owner)
         return failures[0]
 
-    async def _announce(self, contact: Contact, owner: _Owner, welcomed: trio.Event) -> None:
+    async def _announce(self, contact: Contact, owner: Owner, welcomed: trio.Event) -> None:
         """Tell the tracker where we are, three times a TTL and whenever something changed."""
         while not self._leaving:
             self._due = trio.Event()
@@ -261,37 +242,8 @@ class TrackerClient:
         self._welcome = welcome
         told = self._wall() - round_trip / 2  # our time when the tracker looked at its clock
         self._skew = welcome.time - told if welcome.time is not None else None
-        self._grace = max(GRACE, welcome.ttl)
+        self._follower.allow(welcome.ttl)
         self._turn("connected", f"connected, seen as {welcome.seen}")
-
-    async def _watch(self, contact: Contact, owner: _Owner, welcomed: trio.Event) -> None:
-        """Ask what is new, for ever."""
-        await welcomed.wait()
-        self._roster.prolong(trio.current_time() + self._grace)
-        while True:
-            watch = partial(Watch, cursor=self._cursor)
-            events = await contact.ask(watch, Events, WATCH_SECONDS + REPLY_SECONDS)
-            await self._apply(events, owner)
-            self._cursor = events.cursor
-            prompt = self._prompt.wait(trio.current_time()) if events.calls else WATCH_PAUSE
-            await trio.sleep(prompt)
-
-    async def _apply(self, events: Events, owner: _Owner) -> None:
-        """Bring the roster up to date; a page that is broken off may be applied again."""
-        if events.fresh:
-            self._roster.doubt(trio.current_time() + self._grace)
-        for call in events.calls:
-            owner.on_call(call)
-        for peer in events.left:
-            if self._roster.forget(peer):
-                owner.on_left(peer)
-        for data in events.joined:
-            news = self._roster.learn(data)
-            if news is not None:
-                owner.on_joined(news.peer, news.record)
-            await trio.lowlevel.checkpoint()  # each signature takes 0.1 ms
-        for peer in self._roster.sweep(trio.current_time()):
-            owner.on_left(peer)
 
     def _turn(self, status: Status, detail: str, why: str = "") -> None:
         """Show a new state; say it once, not at every try that ends alike."""

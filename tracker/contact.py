@@ -8,7 +8,7 @@ is an error for every question that still waits.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -18,6 +18,9 @@ from .errors import ProtocolError, Reason, Refused, Silent
 from .protocol import Refusal, Reply, Request, parse_reply, to_bytes
 
 R = TypeVar("R", bound=Reply)
+
+REPLY_SECONDS: Final = 10.0
+"""An answer takes a round trip; with the TCP link alive, a slower tracker is stuck."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +36,7 @@ class Contact:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self.local = link.local
         self._ids = count(1)
         self._open: dict[int, _Question] = {}
         self._unknown = set[str]()  # the answers that this tracker can't give

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from typing import Any
 
 import trio
 
 from ..address import Address
+from .gateway import is_inner
 from .reach import ADDRESSES_LIMIT, Claim, Confidence
 
 # What is remembered of looks from outside: eight addresses and as many trackers.
 FINDINGS_LIMIT = ADDRESSES_LIMIT**2
+# Of the hosts at which we were seen, so many are claimed: IPv4 and IPv6, each by two providers. So
+# trackers that see us elsewhere each time leave room for the addresses that this machine has.
+SIGHTS_LIMIT = 4
 
 
 class Direct:
     """Others connect to the address that we listen on, with nothing in between.
 
     With `--public` that address is known. Without, it is guessed: the hosts under which trackers
-    saw us and the machine's own outgoing addresses, each with the port that we listen on. Trackers
-    that dial back say how it is: where one came through, the claim is proved for a while; where
-    none did, it is no more than a guess.
+    saw us and the machine's own addresses, each with the port that we listen on. Trackers that dial
+    back say how it is: where one came through, the claim is proved for a while; where none did, it
+    is no more than a guess. A peer that comes in proves what is on its side of the NAT: one from
+    the same home says nothing of the world outside.
     """
 
     name = "direct"
@@ -30,8 +34,9 @@ class Direct:
     def __init__(self, public: Address | None) -> None:
         self._public = public
         self._bound: Address | None = None
-        self._seen: dict[str, str] = {}  # by source; the last one is the latest news
-        self._proved = False
+        self._machine: tuple[str, ...] = ()  # the hosts that we are, the most useful first
+        self._seen: dict[str, str] = {}  # by tracker; the last one is the latest news
+        self._came = set[tuple[bool, int]]()  # the sides that we were dialled from
         # (address, who looked) → whether we were reached there, and until when that holds
         self._findings: dict[tuple[Address, str], tuple[bool, float]] = {}
 
@@ -39,22 +44,32 @@ class Direct:
         """We listen here."""
         self._bound = address
 
-    def saw(self, source: str, host: str) -> bool:
-        """The newest word of one source: we are at this host. True where that changes our claims.
+    def has(self, hosts: tuple[str, ...]) -> None:
+        """This machine has these addresses now, the most useful first."""
+        self._machine = hosts
 
-        A source is a tracker that saw us, or a look at our own machine; what it said before is
-        past: the address may be somebody else's by now.
+    def saw(self, tracker: str, host: str | None) -> bool:
+        """A tracker sees us at this host now, or doesn't. True where that changes our claims.
+
+        What it saw before is past: the address may be somebody else's by now.
         """
-        if self._seen.get(source) == host:
+        if self._seen.get(tracker) == host:
             return False
         before = set(self._seen.values())
-        self._seen.pop(source, None)
-        self._seen[source] = host
+        self._seen.pop(tracker, None)
+        if host is not None:
+            self._seen[tracker] = host
         return set(self._seen.values()) != before
 
-    def came_in(self) -> None:
-        """A peer has dialled us."""
-        self._proved = True
+    def seen_by(self, tracker: str) -> str | None:
+        """Where this tracker saw us last."""
+        return self._seen.get(tracker)
+
+    def came_in(self, remote: Address) -> None:
+        """A peer has dialled us, from there."""
+        side = _side(remote.host)
+        if side is not None:
+            self._came.add(side)
 
     def found(self, address: Address, by: str, reached: bool, until: float) -> None:
         """Somebody has tried to reach us at an address; `by` says who, the newest word counts."""
@@ -71,7 +86,7 @@ class Direct:
     def changed(self) -> None:
         """What others have found is about the network from before."""
         self._findings.clear()
-        self._proved = False
+        self._came.clear()
 
     def claims(self, now: float) -> tuple[Claim, ...]:
         """The addresses to announce."""
@@ -91,32 +106,44 @@ class Direct:
 
     def _given(self) -> tuple[Claim, ...]:
         """The addresses, as sure as they are without a look from outside."""
-        sure = Confidence.PROVED if self._proved else None
-        if self._public is not None:
-            return (Claim(self._public, sure or Confidence.GIVEN),)
-        if self._bound is None:
+        given = self._public or self._bound
+        if given is None:
             return ()
-        bound = _ip(self._bound.host)
-        if bound is None or not bound.is_unspecified:
-            return (Claim(self._bound, sure or Confidence.GIVEN),)
+        if self._public is not None or not _is_unspecified(given.host):
+            return (Claim(given, self._proved(given.host, Confidence.GIVEN)),)
         return tuple(
-            Claim(Address(host, self._bound.port), sure or Confidence.GUESSED)
-            for host in dict.fromkeys(reversed(self._seen.values()))
-            if (ip := _ip(host)) is not None and ip.version == bound.version
+            Claim(Address(host, given.port), self._proved(host, Confidence.GUESSED))
+            for host in self._hosts()
+            if _listened(host, given.host)
         )
 
+    def _hosts(self) -> list[str]:
+        """Where we may be found: the latest sights of us first, then what this machine is."""
+        seen = list(dict.fromkeys(reversed(self._seen.values())))[:SIGHTS_LIMIT]
+        return list(dict.fromkeys([*seen, *self._machine]))
 
-def outgoing_host(towards: Address) -> str | None:
-    """The address of this machine from which it would talk to another (no packet is sent)."""
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            towards.host, towards.port, type=socket.SOCK_DGRAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(target)
-            return str(probe.getsockname()[0]).split("%")[0]
-    except OSError:
-        return None
+    def _proved(self, host: str, unproved: Confidence) -> Confidence:
+        """Whether somebody came in from the side where this host means something."""
+        side = _side(host)
+        came = bool(self._came) if side is None else side in self._came
+        return Confidence.PROVED if came else unproved
+
+
+def _listened(host: str, bound: str) -> bool:
+    """Whether who listens on 0.0.0.0 or [::] listens on this host; [::] serves IPv4, too."""
+    ip = _ip(host)
+    return ip is not None and (ip.version == 4 or ":" in bound)
+
+
+def _side(host: str) -> tuple[bool, int] | None:
+    """On which side of a NAT an IP address lies (inside?), and its version; None for a name."""
+    ip = _ip(host)
+    return None if ip is None else (is_inner(host), ip.version)
+
+
+def _is_unspecified(host: str) -> bool:
+    ip = _ip(host)
+    return ip is not None and ip.is_unspecified
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..address import Address
-from .direct import outgoing_host
+from .hosts import outgoing_host
 
 ROUTES: Final = Path("/proc/net/route")
 ROUTES6: Final = Path("/proc/net/ipv6_route")

@@ -21,7 +21,7 @@ import trio
 from ..address import Address
 from ..errors import StunError
 from .behaviour import Behaviour, Sight, classify
-from .direct import outgoing_host
+from .hosts import outgoing_host
 from .stun_codec import (
     HEADER,
     MESSAGE_LIMIT,

@@ -1,28 +1,14 @@
-"""The ways in: what is announced, how sure, and in which order."""
+"""The direct way in: what is announced, how sure, and in which order."""
 
 from __future__ import annotations
-
-import socket
 
 import pytest
 
 from p2pnode.transport.address import Address
-from p2pnode.transport.nat.direct import FINDINGS_LIMIT, Direct, outgoing_host
+from p2pnode.transport.nat.direct import FINDINGS_LIMIT, SIGHTS_LIMIT, Direct
 from p2pnode.transport.nat.reach import ADDRESSES_LIMIT, Claim, Confidence, announced
 
 EVERYWHERE, EVERYWHERE6 = Address("0.0.0.0", 6000), Address("::", 6000)
-
-
-class Way:
-    """A way in that claims what it is told."""
-
-    name = "way"
-
-    def __init__(self, *claims: Claim) -> None:
-        self._claims = claims
-
-    def claims(self, now: float) -> tuple[Claim, ...]:
-        return self._claims
 
 
 def hosts(direct: Direct) -> list[str]:
@@ -54,65 +40,104 @@ def test_a_bound_address_is_announced(text: str) -> None:
     assert direct.claims(0.0) == (Claim(Address.parse(text), Confidence.GIVEN),)
 
 
-def test_sights_are_guesses() -> None:
-    """Listening everywhere: where we were seen, with our port, the latest news first, each once."""
+def test_sights_and_own_addresses_are_guesses() -> None:
+    """Listening everywhere: where we were seen, the latest first, then what the machine has, each
+    once and with our port."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    assert direct.saw("ourselves", "10.0.0.5")
-    assert direct.saw("tracker", "9.9.9.9")
-    assert not direct.saw("another tracker", "9.9.9.9")
-    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
+    direct.has(("10.0.0.5", "9.9.9.9", "192.168.7.7"))
+    assert direct.saw("tracker", "8.8.8.8")
+    assert direct.saw("another tracker", "9.9.9.9")
+    assert not direct.saw("a third one", "9.9.9.9")
+    assert hosts(direct) == [
+        "9.9.9.9:6000",
+        "8.8.8.8:6000",
+        "10.0.0.5:6000",
+        "192.168.7.7:6000",
+    ]
     assert {claim.confidence for claim in direct.claims(0.0)} == {Confidence.GUESSED}
 
 
 def test_the_same_word_again_changes_nothing() -> None:
-    """Sources are asked again and again; what is announced, and its order, stays."""
+    """Trackers are asked again and again; what is announced, and its order, stays."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    direct.saw("ourselves", "10.0.0.5")
-    direct.saw("tracker", "9.9.9.9")
-    assert not direct.saw("ourselves", "10.0.0.5")
-    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
+    direct.saw("one", "8.8.8.8")
+    direct.saw("two", "9.9.9.9")
+    assert not direct.saw("one", "8.8.8.8")
+    assert not direct.saw("three", None)
+    assert hosts(direct) == ["9.9.9.9:6000", "8.8.8.8:6000"]
 
 
 def test_an_address_that_we_had_is_not_announced() -> None:
     """After a move the old address may be somebody else's, and costs who dials it seconds."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    direct.saw("ourselves", "10.0.0.5")
+    direct.has(("10.0.0.5",))
     direct.saw("tracker", "9.9.9.9")
-    assert direct.saw("ourselves", "172.16.3.3")
-    assert hosts(direct) == ["172.16.3.3:6000", "9.9.9.9:6000"]
+    direct.has(("172.16.3.3",))
+    assert direct.saw("tracker", None)
+    assert direct.seen_by("tracker") is None
+    assert hosts(direct) == ["172.16.3.3:6000"]
     assert direct.saw("tracker", "8.8.8.8")
+    assert direct.seen_by("tracker") == "8.8.8.8"
     assert hosts(direct) == ["8.8.8.8:6000", "172.16.3.3:6000"]
 
 
 def test_only_hosts_that_we_listen_on_are_guessed() -> None:
-    """Who listens on IPv4 alone isn't reached over IPv6, nor the other way; nor by a name."""
-    for bound, expected in ((EVERYWHERE, "9.9.9.9:6000"), (EVERYWHERE6, "[2001:db8::7]:6000")):
+    """Who listens on 0.0.0.0 isn't reached over IPv6; on [::] by both, as IPv4 is served, too."""
+    both = ["[2001:db8::7]:6000", "9.9.9.9:6000"]
+    for bound, expected in ((EVERYWHERE, both[1:]), (EVERYWHERE6, both)):
         direct = Direct(None)
         direct.bound(bound)
         for host in ("9.9.9.9", "2001:db8::7", "name.example"):
             direct.saw(f"saw {host}", host)
-        assert hosts(direct) == [expected]
+        assert hosts(direct) == expected
 
 
 def test_a_record_has_room_for_a_few() -> None:
-    """Of many trackers' sights the latest are announced."""
+    """Of many trackers' sights the latest are announced, beside the machine's own addresses."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
+    direct.has(tuple(f"10.1.1.{number}" for number in range(20)))
     for number in range(20):
         direct.saw(f"tracker {number}", f"10.0.0.{number}")
-    assert hosts(direct) == [f"10.0.0.{n}:6000" for n in range(19, 19 - ADDRESSES_LIMIT, -1)]
+    seen = [f"10.0.0.{number}:6000" for number in (19, 18, 17, 16)]
+    own = [f"10.1.1.{number}:6000" for number in range(ADDRESSES_LIMIT - SIGHTS_LIMIT)]
+    assert hosts(direct) == seen + own
 
 
-def test_who_came_in_proves_the_way() -> None:
-    """Once a peer has dialled us, our claims are no guesses any more."""
-    for direct in (Direct(Address("2.2.2.2", 6000)), Direct(None)):
-        direct.bound(EVERYWHERE)
-        direct.saw("tracker", "9.9.9.9")
-        direct.came_in()
-        assert [claim.confidence for claim in direct.claims(0.0)] == [Confidence.PROVED]
+@pytest.mark.parametrize(
+    ("remote", "proved"),
+    [
+        ("8.8.8.8", ["9.9.9.9"]),
+        ("10.0.0.9", ["10.0.0.5"]),
+        ("100.64.0.1", ["10.0.0.5"]),
+        ("2001:4860::1", ["2001:4860::7"]),
+        ("fd00::9", ["fd00::7"]),
+        ("name.example", []),
+    ],
+)
+def test_who_came_in_proves_the_way_on_its_side(remote: str, proved: list[str]) -> None:
+    """A peer of the same home doesn't show that others can come in, nor IPv6 that IPv4 works."""
+    direct = Direct(None)
+    direct.bound(EVERYWHERE6)
+    direct.has(("10.0.0.5", "2001:4860::7", "fd00::7"))
+    direct.saw("tracker", "9.9.9.9")
+    direct.came_in(Address(remote, 40000))
+    sure = [c.address.host for c in direct.claims(0.0) if c.confidence is Confidence.PROVED]
+    assert sure == proved
+    direct.changed()
+    assert {claim.confidence for claim in direct.claims(0.0)} == {Confidence.GUESSED}
+
+
+@pytest.mark.parametrize("public", ["2.2.2.2:6000", "name.example:6000"])
+def test_who_came_in_proves_what_the_user_said(public: str) -> None:
+    """An address from the side that it is on, a name from any."""
+    direct = Direct(Address.parse(public))
+    direct.bound(EVERYWHERE)
+    direct.came_in(Address("8.8.8.8", 40000))
+    assert [claim.confidence for claim in direct.claims(0.0)] == [Confidence.PROVED]
 
 
 def test_looks_from_outside() -> None:
@@ -131,13 +156,15 @@ def test_looks_from_outside() -> None:
 
 
 def test_a_failed_look_outweighs_who_came_in() -> None:
-    """Peers of the LAN come in while those outside can't: that address is announced last."""
+    """Some come in where others can't: that address is announced last."""
     direct = Direct(None)
     direct.bound(EVERYWHERE)
-    direct.saw("ourselves", "10.0.0.5")
+    direct.has(("10.0.0.5",))
     direct.saw("tracker", "9.9.9.9")
-    direct.came_in()
+    direct.came_in(Address("8.8.8.8", 40000))
     direct.found(Address("9.9.9.9", 6000), "tracker", False, 10.0)
+    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
+    direct.came_in(Address("10.0.0.9", 40000))
     assert hosts(direct) == ["10.0.0.5:6000", "9.9.9.9:6000"]
 
 
@@ -147,31 +174,3 @@ def test_looks_fill_no_memory() -> None:
     for number in range(1, 1000):
         direct.found(Address("9.9.9.9", number), "tracker", True, 1.0)
     assert len(direct._findings) == FINDINGS_LIMIT
-
-
-def test_the_surest_way_comes_first() -> None:
-    """Claims of all ways, the surest first, none twice, none that has run out, at most eight."""
-    one, two, three = (Address(f"1.1.1.{n}", 1) for n in (1, 2, 3))
-    ways = [
-        Way(Claim(one, Confidence.GUESSED), Claim(two, Confidence.GUESSED)),
-        Way(Claim(three, Confidence.PROVED, until=10.0), Claim(two, Confidence.GIVEN)),
-    ]
-    assert announced(ways, 9.0) == (three, two, one)
-    assert announced(ways, 10.0) == (two, one)
-    many = Way(*(Claim(Address("1.1.1.1", port), Confidence.GUESSED) for port in range(1, 20)))
-    assert len(announced([many], 0.0)) == ADDRESSES_LIMIT
-
-
-def test_the_outgoing_host_towards_this_machine() -> None:
-    """Towards an address of this machine it is that address; no packet is sent."""
-    assert outgoing_host(Address("127.0.0.1", 9)) == "127.0.0.1"
-
-
-def test_no_way_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown name gives no address, and no error."""
-
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert outgoing_host(Address("nobody.invalid", 9)) is None
