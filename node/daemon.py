@@ -32,7 +32,7 @@ from .errors import NodeError, leaves
 from .home import Home
 from .mailbox import Mailbox
 from .peers import Peers
-from .presence import Presence, Ways
+from .presence import Ears, Presence, Ways
 from .signals import ending
 from .start import Start
 from .status import NodeStatus, printable
@@ -71,6 +71,7 @@ class Node:
             identity,
             self.network,
             Ways(direct, [direct]),
+            Ears(moved=self.exchange.drop_from),
             clock=clock,
             wall=wall,
             chance=chance,

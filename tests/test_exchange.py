@@ -261,3 +261,21 @@ def test_offers_at_a_human_pace_are_no_flood(tmp_path: Path) -> None:
                 nursery.cancel_scope.cancel()
 
     virtual(main)
+
+
+@pytest.mark.usefixtures("inline_threads")
+def test_sessions_from_an_address_that_is_gone_end_at_once(tmp_path: Path) -> None:
+    """No waiting for the kernel to find out; those from other addresses go on."""
+
+    async def main() -> None:
+        async with fellows(Lab(), tmp_path, 2) as (alice, bob):
+            await bob.dial(alice)
+            await bob.until(lambda: len(bob.exchange.met()) == 1)
+            (session,) = bob.exchange.met()
+            bob.exchange.drop_from({"10.99.99.99"})
+            assert bob.exchange.met() == [session]
+            bob.exchange.drop_from({session.link.local.host})
+            assert "address" in session.ending
+            await bob.until(lambda: not bob.exchange.sessions)
+
+    virtual(main)

@@ -229,6 +229,9 @@ class Broken:
 
     error: OSError | None = None
 
+    async def punch(self, *_args: object) -> Link:
+        return await self.dial()
+
     async def dial(self, *_args: object) -> Link:
         if self.error is not None:
             raise self.error

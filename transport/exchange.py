@@ -8,7 +8,7 @@ downloads.py; sessions with relays, which aren't peers, are for relayed.py.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -154,6 +154,12 @@ class Exchange:
             session.end(LEFT)
         while self.sessions or self.relays:
             await trio.sleep(0.02)
+
+    def drop_from(self, hosts: Collection[str]) -> None:
+        """This machine has these addresses no more: what is connected from them is dead."""
+        for session in (*self.sessions.values(), *self.relays.values()):
+            if session.link.local.host in hosts:
+                session.close("this machine's address has changed")
 
     def met(self) -> list[Session]:
         """The sessions whose peers train the same run."""
