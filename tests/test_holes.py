@@ -28,6 +28,7 @@ from p2pnode.transport.handshake import (
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.link import Link
 from p2pnode.transport.nat import holes
+from p2pnode.transport.nat.calls import ADDRESSES
 from p2pnode.transport.network import TcpNetwork
 
 ALICE, BOB, EVE = identity(1), identity(2), identity(3)
@@ -142,7 +143,7 @@ def test_a_name_to_listen_on_is_no_place_to_punch_from() -> None:
 def test_few_targets_are_tried_each_once() -> None:
     """However many addresses a peer names."""
     many = [Address(f"192.0.2.{n % 9 + 1}", 6000) for n in range(40)]
-    assert holes.usable(Address("0.0.0.0", 6000), many) == tuple(many[: holes.TARGETS])
+    assert holes.usable(Address("0.0.0.0", 6000), many) == tuple(many[:ADDRESSES])
 
 
 # ── what targets may do to us ────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@
     ├── StunError            no usable answer from a STUN server
     ├── MappingError         a router that maps no port for us
     │   └── MappingRefused   it could, and doesn't want to
+    ├── CallError            a call to punch a hole that is not heeded
     └── ProtocolError        a message that is well-formed and not due
         └── TransferError    model bytes, or a request for some, that are not due
 
@@ -90,6 +91,10 @@ class MappingError(TransportError):
 
 class MappingRefused(MappingError):
     """The router refuses to map a port for us."""
+
+
+class CallError(TransportError):
+    """This call is not heeded."""
 
 
 class ProtocolError(TransportError):

@@ -27,9 +27,7 @@ import trio
 
 from ..address import Address, is_name
 from ..errors import DialError, HandshakeError, NoRoute
-
-TARGETS: Final = 4
-"""Addresses of one peer that are tried: as seen by two servers, and what can be guessed."""
+from .calls import ADDRESSES
 
 CONNECTS: Final = 8
 """Connections to one target that may fail at once: a NAT that resets what comes too early."""
@@ -78,7 +76,7 @@ def usable(local: Address, targets: Sequence[Address]) -> tuple[Address, ...]:
     ]
     if not fitting:
         raise NoRoute(f"no address that {local} could connect to")
-    return tuple(fitting[:TARGETS])
+    return tuple(fitting[:ADDRESSES])
 
 
 class Punch(Generic[L]):
