@@ -115,7 +115,11 @@ class Fellow:
     # -- doing ---------------------------------------------------------------------------------
 
     async def welcome(self, link: Link) -> None:
-        self._note(self.ends, await self.exchange.serve(link))
+        self.note_end(await self.exchange.serve(link))
+
+    def note_end(self, reason: str) -> None:
+        """A session is over."""
+        self._note(self.ends, reason)
 
     async def dial(self, other: Fellow) -> None:
         """Dial another peer and wait until both have met."""

@@ -1,107 +1,143 @@
-"""A node as far as relays matter, and relays of the test's own, over the in-memory network.
+"""A relay in the laboratory, and peers that use it.
 
-The relays say hello and hold nothing, or misbehave. The client's exchange and sessions are real.
+async with place(lab, tmp_path) as relay, fellows(lab, tmp_path, 2) as (alice, bob):
+    model = alice.publish(1)
+    await relay.join(alice)
+    await relay.join(bob)
+    await bob.until(lambda: bob.holds(model))
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import trio
-from fellows import Fellow
+from fellows import MOST, PATIENCE, Fellow, Rogue, host_of
+from models import NOW
 
-from lab import Lab, LabLink, LabNetwork, identity
-from p2pnode.node.relays import Relays
-from p2pnode.transport import messages
+from lab import Lab, identity
 from p2pnode.transport.address import Address
-from p2pnode.transport.link import Link, Service
-from p2pnode.transport.messages import RELAY_RUN, Hello, Ping, Pong
-from p2pnode.transport.peer_address import PeerAddress
+from p2pnode.transport.link import Network
+from p2pnode.transport.network import TcpNetwork
+from p2pnode.transport.outgoing import Held
+from p2pnode.transport.relay import Relay
 from p2pnode.transport.session import Session
+from p2pnode.transport.shelf import Shelf
 
-PORT = 6000
+# The relay's key, and the last part of its address.
+NUMBER = 99
 
 
 @dataclass
-class Line:
-    """Our network: some hosts are far away; what is dialled is noted."""
+class Place:
+    """A relay and where it stands; it serves whoever isn't in `strangers`."""
 
-    network: LabNetwork
-    far: dict[str, float] = field(default_factory=dict)  # seconds until connected
-    dials: list[tuple[float, str]] = field(default_factory=list)
+    network: Network
+    folder: Path
+    nursery: trio.Nursery
+    space: int = 4 * MOST
+    number: int = NUMBER
+    strangers: set[tuple[str, str]] = field(default_factory=set)  # peer, swarm
+    lines: list[str] = field(default_factory=list)
+    now: float = NOW + 60
 
-    async def dial(self, address: Address, service: Service, expect: str | None = None) -> LabLink:
-        assert service == "relay"
-        assert expect is not None
-        self.dials.append((trio.current_time(), address.host))
-        await trio.sleep(self.far.get(address.host, 0.0))
-        return await self.network.dial(address, service, expect)
+    def __post_init__(self) -> None:
+        self.me = identity(self.number).peer_id
 
-    async def listen(self, *arguments: Any, **named: Any) -> None:
-        await self.network.listen(*arguments, **named)
-
-    async def punch(self, *arguments: Any, **named: Any) -> LabLink:
-        raise AssertionError("relays are dialled")
-
-
-class Relay:
-    """A relay of the test's own: who is with it, and what it does wrong."""
-
-    def __init__(self, lab: Lab, number: int) -> None:
-        self.key, self.host = identity(number), f"10.0.1.{number}"
-        self.place = PeerAddress(self.key.peer_id, Address(self.host, PORT))
-        self._network = lab.network(self.key, self.host)
-        self.mute = False  # says nothing
-        self.patience = float("inf")  # seconds until it hangs up
-        self.clients: list[str] = []
-        self.scope = trio.CancelScope()
-
-    async def run(self, *, task_status: trio.TaskStatus[Any]) -> None:
-        """Until it is killed."""
-        with self.scope:
-            where = self.place.address
-            await self._network.listen(where, {"relay": self._serve}, task_status=task_status)
-
-    async def _serve(self, link: Link) -> None:
-        self.clients.append(link.peer)
-        try:
-            with trio.move_on_after(self.patience):
-                await self._talk(link)
-        finally:
-            self.clients.remove(link.peer)
-
-    async def _talk(self, link: Link) -> None:
-        if not self.mute:
-            await link.send(messages.to_bytes(Hello(RELAY_RUN, 0)))
-        while True:
-            message = messages.from_bytes(await link.receive())
-            if isinstance(message, Ping) and not self.mute:
-                await link.send(messages.to_bytes(Pong(message.number)))
-
-
-class Client(Fellow):
-    """A node, as far as relays matter."""
-
-    def prepare(self, line: Line) -> None:
-        """Its relays, that don't run."""
-        self.line, self.lines, self.needs = line, list[str](), True
-        self.announced: list[PeerAddress | None] = []
-        self.relays = Relays(
-            line,
-            self.exchange,
+    async def start(self, host: str) -> None:
+        """Open the shelf and the door; again after `stop`."""
+        self.shelf = Shelf(self.folder, self.space, lambda: self.now)
+        self.relay = Relay(
+            self.shelf,
+            admits=lambda peer, swarm: bool(swarm) and (peer, swarm) not in self.strangers,
             clock=trio.current_time,
+            wall=lambda: self.now,
             chance=random.Random(self.number),
-            log=lambda level, text: self.lines.append(f"{level}: {text}"),
-            needed=lambda: self.needs,
-            news=lambda: self.announced.append(self.relays.home),
+            log=lambda _level, line: self.lines.append(line),
         )
+        self._scope = trio.CancelScope()
+        self.address = await self.nursery.start(self._live, host)
 
-    def stores(self, session: Session) -> bool:
-        return self.relays.stores(session.peer)
+    async def _live(self, host: str, *, task_status: trio.TaskStatus[Address]) -> None:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.relay.run)
+                await self.network.listen(
+                    Address(host, 0), {"relay": self.relay.serve}, task_status=task_status
+                )
+
+    def stop(self) -> None:
+        """All at once, as when its process ends."""
+        self._scope.cancel()
+
+    async def join(self, fellow: Fellow) -> Session:
+        """A peer dials the relay; when both have said hello, its session."""
+        await self.dial(fellow)
+        await fellow.until(lambda: self.me in fellow.exchange.relays and self.of(fellow).agreed)
+        await self.until(lambda: self.relay._clients[fellow.me].session.agreed)
+        return self.of(fellow)
+
+    async def dial(self, fellow: Fellow) -> None:
+        """A peer dials the relay, whatever comes of it."""
+        link = await fellow.network.dial(self.address, "relay", self.me)
+
+        async def talk() -> None:
+            try:
+                fellow.note_end(await fellow.exchange.serve_relay(link))
+            finally:
+                await link.aclose()
+
+        fellow.nursery.start_soon(talk)
+
+    async def rogue(self, lab: Lab, number: int, *, greets: bool = True) -> Rogue:
+        """A client of the test's own making."""
+        network = lab.network(identity(number), host_of(lab, number))
+        made = Rogue(number, await network.dial(self.address, "relay", self.me))
+        if greets:
+            await made.greet()
+        return made
+
+    def of(self, fellow: Fellow) -> Session:
+        """The peer's session with this relay."""
+        return fellow.exchange.relays[self.me]
+
+    def holds(self, *models: Held) -> bool:
+        """Whether these lie here."""
+        return all(self.shelf.find(model.id) is not None for model in models)
 
     @property
-    def dialled(self) -> list[str]:
-        """Hosts, in order."""
-        return [host for _, host in self.line.dials]
+    def rejects(self) -> Counter[str]:
+        """What clients did wrong, by reason."""
+        return Counter(dict(self.relay.status.rejects))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until this is so; a relay reports to nobody, so it is looked at."""
+        with trio.fail_after(PATIENCE):
+            while not holds():
+                await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def place(
+    lab: Lab | None, folder: Path, *, space: int = 4 * MOST, number: int = NUMBER
+) -> AsyncIterator[Place]:
+    """A relay in the laboratory (or, without one, over TCP on this machine)."""
+    key = identity(number)
+    host = host_of(lab, number)
+    network: Network = lab.network(key, host) if lab else TcpNetwork(key)
+    async with trio.open_nursery() as nursery:
+        made = Place(network, folder / f"relay-{number}", nursery, space, number)
+        await made.start(host)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+def leave(relay: Place, *some: Fellow) -> None:
+    """These peers are gone from the relay."""
+    for fellow in some:
+        relay.of(fellow).close("gone")

@@ -26,6 +26,8 @@ from .session import Session
 DOWNLOADS_LIMIT = 16
 # Of these begun from one peer: a slow or hostile one doesn't keep the others' models out.
 DOWNLOADS_A_PEER = 4
+# And from one host (of IPv6: its /64): many identities behind one address are one in that.
+DOWNLOADS_A_HOST = 12
 # Authors with a model that waits: as many as a mailbox holds.
 WAITING_LIMIT = 64
 # Of these offered by one peer: what `want` is answered with.
@@ -48,10 +50,10 @@ class Filer(Protocol):
 
 
 class Downloads:
-    """All models on their way."""
+    """All models on their way; of so many authors a model may wait."""
 
-    def __init__(self, filer: Filer) -> None:
-        self._filer = filer
+    def __init__(self, filer: Filer, waiting: int) -> None:
+        self._filer, self._most_waiting = filer, waiting
         self.incoming: dict[bytes, Incoming] = {}
         self._waiting: dict[str, Incoming] = {}  # author → its newest model, not begun
         self._nursery: trio.Nursery | None = None
@@ -86,7 +88,7 @@ class Downloads:
         if incoming.author not in self._waiting:
             of_peer = sum(i.next_source() is session for i in self._waiting.values())
             of_one = WAITING_A_RELAY if session.relay else WAITING_A_PEER
-            for waiting, most in ((of_peer, of_one), (len(self._waiting), WAITING_LIMIT)):
+            for waiting, most in ((of_peer, of_one), (len(self._waiting), self._most_waiting)):
                 if waiting >= most:
                     raise Refusal(admission.FLOOD, f"{most} models are waiting already")
         self._waiting[incoming.author] = incoming
@@ -107,8 +109,13 @@ class Downloads:
                 self._nursery.start_soon(self._download, incoming)
 
     def _has_room(self, source: Session) -> bool:
-        busy = sum(_source(i) is source for i in self.incoming.values())
-        return len(self.incoming) < DOWNLOADS_LIMIT and busy < DOWNLOADS_A_PEER
+        busy = [s for i in self.incoming.values() if (s := _source(i)) is not None]
+        of_host = sum(s.host == source.host for s in busy)
+        return (
+            len(self.incoming) < DOWNLOADS_LIMIT
+            and of_host < DOWNLOADS_A_HOST
+            and busy.count(source) < DOWNLOADS_A_PEER
+        )
 
     async def _download(self, incoming: Incoming) -> None:
         try:

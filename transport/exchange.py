@@ -15,7 +15,7 @@ from typing import Protocol
 
 import trio
 
-from . import admission
+from . import admission, downloads
 from .admission import Offered, Refusal
 from .incoming import Incoming
 from .intake import Intake
@@ -97,7 +97,7 @@ class Exchange:
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
-        self._intake = Intake(self, clock)
+        self._intake = Intake(self, clock, downloads.WAITING_LIMIT)
         self._relayed = Relayed(self, observer, self._intake, clock)
         self._terms: Terms | None = None
         self._agreed = trio.Event()

@@ -38,11 +38,11 @@ class Keeper(Protocol):
 
 
 class Intake:
-    """All models on their way in, over all sessions."""
+    """All models on their way in, over all sessions; of so many authors a model may wait."""
 
-    def __init__(self, keeper: Keeper, clock: Callable[[], float]) -> None:
+    def __init__(self, keeper: Keeper, clock: Callable[[], float], waiting: int) -> None:
         self._keeper, self._clock = keeper, clock
-        self._downloads = Downloads(self)
+        self._downloads = Downloads(self, waiting)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the downloads until cancelled."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from . import messages
+from .address import owner
 from .admission import FLOOD, GARBAGE, PROTOCOL, SLOW
 from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
@@ -126,6 +127,11 @@ class Session:
         """The models on their way to the peer."""
         return self._sender.uploads
 
+    @property
+    def host(self) -> str:
+        """Whose host the peer is on: an IPv4 address, or an IPv6 network."""
+        return owner(self.link.remote.host)
+
     # -- life ----------------------------------------------------------------------------------
 
     async def run(self, hello: Callable[[], Awaitable[Hello]]) -> None:
@@ -213,6 +219,13 @@ class Session:
         """The sink needs no more; `stop` tells the peer."""
         if self._sinks.close(transfer, early=stop) and stop:
             self.say(Stop(transfer))
+
+    def withdraw(self, model: bytes) -> None:
+        """Send no more of a model: it is gone."""
+        for transfer, entry in list(self.outgoing.open.items()):
+            if entry.held.id == model:
+                self.outgoing.end(transfer)
+                self.say(Gone(transfer))
 
     # -- listening -----------------------------------------------------------------------------
 
