@@ -351,19 +351,72 @@ def test_unknown_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # ── listening ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_ipv6() -> None:
-    """Peers meet over IPv6 as well."""
+def needs_ipv6() -> None:
+    """Skip where the machine has none."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no IPv6")
 
+
+def test_ipv6() -> None:
+    """Peers meet over IPv6 as well."""
+    needs_ipv6()
+
     async def main() -> None:
         async with port("::1") as bob:
             assert str(bob.where).startswith("[::1]:")
             await bob.friend()
             assert bob.links == 1
+
+    trio.run(main)
+
+
+def test_everywhere_is_ipv4_too() -> None:
+    """Who listens on [::] serves IPv4 at the same port."""
+    needs_ipv6()
+
+    async def main() -> None:
+        async with port("::") as bob:
+            listening = bob.where.port
+            for host in (HERE, "::1"):
+                bob.where = Address(host, listening)
+                await bob.friend()
+
+    trio.run(main)
+
+
+def test_everywhere_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[::] is IPv4 alone there, and no error."""
+    real = trio.open_tcp_listeners
+
+    async def without(number: int, *, host: str) -> list[trio.SocketListener]:
+        if host == "::":
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return await real(number, host=host)
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", without)
+
+    async def main() -> None:
+        async with port("::") as bob:
+            bob.where = Address(HERE, bob.where.port)
+            await bob.friend()
+
+    trio.run(main)
+
+
+def test_everywhere_is_taken_where_one_version_is() -> None:
+    """A port that another program has for IPv4 is told as taken, and nothing stays open."""
+    needs_ipv6()
+
+    async def main() -> None:
+        with socket.create_server(("0.0.0.0", 0)) as other:
+            taken = Address("::", other.getsockname()[1])
+            with pytest.raises(ListenError, match="is taken by another program"):
+                await TcpNetwork(BOB).listen(taken, {}, task_status=trio.TASK_STATUS_IGNORED)
+            with socket.create_server(("::", taken.port), family=socket.AF_INET6):
+                pass
 
     trio.run(main)
 

@@ -110,7 +110,7 @@ class TcpNetwork:
     async def listen(self, address: Address, handlers: Handlers, *, task_status: Any) -> None:
         """Accept for ever; one task a link; raises ListenError."""
         try:
-            listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+            listeners = await _open_listeners(address)
         except OSError as error:
             raise ListenError(_why_no_listener(address, error)) from None
         for listener in listeners:
@@ -159,6 +159,28 @@ class TcpNetwork:
         full = self._strangers.total() > MAX_STRANGERS
         if full or self._strangers[host] > MAX_STRANGERS_A_HOST:
             raise HandshakeError("too many strangers at once")
+
+
+async def _open_listeners(address: Address) -> list[trio.SocketListener]:
+    """Listen; [::] stands for IPv4, too, and for it alone on a machine without IPv6.
+
+    Two sockets, as trio keeps the versions apart: so no IPv4 address comes in IPv6 clothes.
+    """
+    if address.host != "::":
+        return await trio.open_tcp_listeners(address.port, host=address.host)
+    try:
+        both = await trio.open_tcp_listeners(address.port, host="::")
+    except OSError as error:
+        if error.errno not in NO_ROUTE:
+            raise
+        return await trio.open_tcp_listeners(address.port, host="0.0.0.0")
+    try:
+        port = both[0].socket.getsockname()[1]
+        return [*both, *await trio.open_tcp_listeners(port, host="0.0.0.0")]
+    except BaseException:
+        for listener in both:
+            listener.socket.close()
+        raise
 
 
 async def _connect(address: Address) -> trio.SocketStream:
