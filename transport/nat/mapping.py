@@ -142,10 +142,11 @@ class Mapped:
     async def _look(self) -> float:
         """Do what is due: the seconds until the next look."""
         gateway = self._find()
-        self._why = needless(self._bound, gateway)
-        place = None if self._why or not (gateway and self._bound) else (gateway, self._bound.port)
+        why = needless(self._bound, gateway)
+        place = None if why or not (gateway and self._bound) else (gateway, self._bound.port)
         if place != self._place:
             await self._move(place)
+        self._why = why or self._why
         if place is None:
             return RETRY_SECONDS
         anew, self._anew = self._anew, False
@@ -156,7 +157,7 @@ class Mapped:
     async def _move(self, place: tuple[Gateway, int] | None) -> None:
         """Another network, or another port: what we had is ended, or ends by itself."""
         await self._end()
-        self._place, self._wish = place, 0
+        self._place, self._wish, self._why = place, 0, "asking the router"
         self._routers = self._speak(place[0]) if place else ()
 
     def _pause(self) -> float:
@@ -214,7 +215,8 @@ class Mapped:
         if self._held is not None and self._held.until <= trio.current_time():
             self._held = None
         if self._held is None:
-            self._why = summary(self._troubles)
+            ranked = [router.protocol for router in self._routers]
+            self._why = summary({p: self._troubles[p] for p in ranked if p in self._troubles})
 
     async def _try(self, rank: int, router: Router, inner: int, others: trio.CancelScope) -> None:
         try:
