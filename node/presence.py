@@ -57,7 +57,8 @@ class Ears:
     """Whom to tell what comes up; each returns at once.
 
     `call`: a peer says something through a tracker, as it came. `relays`: a tracker, by its
-    address, offers these relays now. `moved`: this machine has other addresses, and no more these.
+    address, offers these relays now. `moved`: this machine has other addresses, and no more these
+    (which may be none).
     """
 
     call: Callable[[bytes], None] = lambda envelope: None
@@ -215,13 +216,14 @@ class Presence:
         before, self._machine = self._machine, self._look()
         gone = before.every - self._machine.every
         self._ways.direct.has(self._machine.hosts)
-        if before.every and before.hosts != self._machine.hosts:
+        moved = bool(before.every) and before.hosts != self._machine.hosts
+        if moved:
             hosts = ", ".join(self._machine.hosts) or "none"
             self._log("info", f"this machine's addresses have changed: {hosts}")
             self._changed()
             for client in self._clients.values():
                 client.moved(gone)
-        if gone:
+        if moved or gone:
             self._ears.moved(gone)
 
     def _look_at(self, client: TrackerClient) -> None:

@@ -248,6 +248,9 @@ def test_what_depends_on_an_address_ends_with_it() -> None:
             assert old not in stage.lab.links
             assert alice.presence.answering() == {str(TRACKER)}
             assert (alice.gone[1], alice.way.changes) == ({"192.168.0.8", "10.0.0.1"}, 2)
+            alice.hosts.append("192.168.1.1")
+            await trio.sleep(1.5 * LOOK_SECONDS)
+            assert (alice.gone[2], alice.way.changes) == (set(), 3)
 
     play(scene)
 

@@ -145,3 +145,45 @@ def test_an_older_tracker_is_asked_once_to_call() -> None:
             assert sum(isinstance(q, Call) for q in questions) == 2
 
     play(scene)
+
+
+def test_a_move_dials_anew_where_it_must() -> None:
+    """A contact from an address that is gone ends at once, another goes on; a wait is over."""
+
+    async def scene(stage: Stage) -> None:
+        async with stage.tracker():
+            alice = stage.player(1)
+            await trio.sleep(1)
+            (link,) = [link for link in stage.lab.links if link.dialled]
+            alice.client.moved({"192.168.0.7"})
+            await trio.sleep(0.01)
+            assert link in stage.lab.links
+            alice.client.moved({"192.168.0.7", link.local.host})
+            assert alice.client.state.seen is None
+            await trio.sleep(0.01)
+            assert link not in stage.lab.links
+            assert alice.status() == "connected"
+            assert any("addresses have changed" in line for line in alice.lines)
+        await trio.sleep(300)
+        async with stage.tracker():
+            alice.client.moved(set())
+            await trio.sleep(0.01)
+            assert alice.status() == "connected"
+
+    play(scene)
+
+
+def test_another_network_is_tried_at_once_while_dialling() -> None:
+    """The old network's silence isn't waited for."""
+
+    async def scene(stage: Stage) -> None:
+        async with stage.tracker():
+            with stage.lab.filtered(TRACKER.host):
+                alice = stage.player(1)
+                await trio.sleep(3)
+            assert alice.status() == "connecting"
+            alice.client.moved({"10.0.1.1"})
+            await trio.sleep(0.01)
+            assert alice.status() == "connected"
+
+    play(scene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 
 import pytest
@@ -9,8 +10,10 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import peer, sealed
-from trackers import Asker, Stage, play
+from trackers import TRACKER, Asker, Stage, play
+from trio.testing import MockClock
 
+from lab import Lab, identity
 from p2pnode.tracker import registry as registries
 from p2pnode.tracker import server as module
 from p2pnode.tracker.errors import Reason
@@ -27,12 +30,12 @@ from p2pnode.tracker.protocol import (
     to_bytes,
 )
 from p2pnode.tracker.record import open_record
-from p2pnode.tracker.registry import TTL
-from p2pnode.tracker.server import MISTAKES
+from p2pnode.tracker.registry import TTL, Registry
+from p2pnode.tracker.server import MISTAKES, TrackerServer
 from p2pnode.tracker.sessions import BURST, RATE, SEND_SECONDS
 from p2pnode.transport import wire
 from p2pnode.transport.errors import LinkClosed
-from p2pnode.transport.link import CONTROL_LIMIT
+from p2pnode.transport.link import CONTROL_LIMIT, Link
 
 
 def test_an_announce_is_welcomed_with_the_address_seen() -> None:
@@ -47,6 +50,32 @@ def test_an_announce_is_welcomed_with_the_address_seen() -> None:
         assert (page.fresh, page.joined, page.left) == (True, (sealed(1),), ())
 
     play(scene)
+
+
+def test_other_services_at_the_same_port() -> None:
+    """A tracker that relays does so at its own address."""
+
+    async def main() -> None:
+        lab, served = Lab(), list[str]()
+
+        async def relay(link: Link) -> None:
+            served.append(link.peer)
+
+        server = TrackerServer(Registry(bytes(8)), relay=True, stun=3478, wall=lambda: 1.5)
+        async with trio.open_nursery() as nursery:
+            network = lab.network(identity(200), TRACKER.host)
+            serve = partial(server.serve, beside={"relay": relay})
+            await nursery.start(serve, network, TRACKER)
+            here = lab.network(identity(1), "10.0.1.1")
+            await here.dial(TRACKER, "relay")
+            await trio.testing.wait_all_tasks_blocked()
+            assert served == [peer(1)]
+            reply = await Asker(1, await here.dial(TRACKER, "tracker")).announce()
+            assert isinstance(reply, Welcome)
+            assert (reply.relay, reply.stun, reply.time) == (True, 3478, 1.5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 def test_a_join_and_a_leave_answer_the_watch_at_once() -> None:
