@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Final
 
 from ..address import Address
 from ..errors import MappingError, MappingRefused
 from .gateway import Gateway, is_inner
 from .routers import NO_ANSWER, NO_OUTER, Lease
+
+EVERYWHERE: Final = ("0.0.0.0", "::")
+"""Listening there serves IPv4 at each address of the machine."""
 
 
 def check_lease(lease: Lease) -> None:
@@ -34,7 +38,7 @@ def needless(bound: Address | None, gateway: Gateway | None) -> str:
         return "this machine has no router to ask (no default gateway)"
     if not is_inner(gateway.ours):
         return f"not needed: this machine's own address is {gateway.ours}"
-    if bound.host not in ("0.0.0.0", gateway.ours):
+    if bound.host not in (*EVERYWHERE, gateway.ours):
         return f"the router can only forward to {gateway.ours}, and we listen on {bound.host}"
     return ""
 
