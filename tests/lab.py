@@ -139,6 +139,7 @@ class Lab:
     filtered_hosts: set[str] = field(default_factory=set)
     symmetric_hosts: set[str] = field(default_factory=set)
     knocks: set[Knock] = field(default_factory=set)
+    punches: list[tuple[float, str, tuple[Address, ...]]] = field(default_factory=list)
     dials: list[tuple[str, Address]] = field(default_factory=list)
     mute: set[str] = field(default_factory=set)
     corrupted: set[str] = field(default_factory=set)
@@ -248,6 +249,7 @@ class LabNetwork:
 
     async def punch(self, local: Address, targets: Sequence[Address], expect: str) -> LabLink:
         fitting = usable(local, targets)
+        self.lab.punches.append((trio.current_time(), self.host, fitting))
         await trio.lowlevel.checkpoint()
         trouble = ""
         for target in fitting:

@@ -1,0 +1,146 @@
+"""I/O: the `Reach` named "punching": where the NAT shows the port that we listen on.
+
+A STUN server is asked over TCP from the listening port. What it sees is where others aim when they
+punch; a full-cone NAT lets everybody in there, so it is claimed as well, as a guess. While others
+reach us anyway nobody is asked, until a call needs to know. The connection stays open for the time
+that an attempt takes: a NAT keeps a port for as long as a connection uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol, TypeAlias
+
+import trio
+
+from ..address import Address
+from ..errors import StunError
+from .reach import Claim, Confidence
+from .stun import tcp_binding
+
+LOOK_SECONDS: Final = 60.0
+"""From one look to the next: routers are restarted, and a claim that is wrong costs dialling."""
+
+CLAIM_SECONDS: Final = 1.5 * LOOK_SECONDS
+"""A claim outlives one look that fails."""
+
+HOLD_SECONDS: Final = 10.0
+"""For so long the connection stays: an attempt takes seven. Trackers have 128 places for all."""
+
+ASK_SECONDS: Final = 2.0
+"""For one server: a connection and an answer take two round trips."""
+
+PAUSE_SECONDS: Final = 5.0
+"""Until it is looked again whether there is somebody to ask, and something to ask for."""
+
+
+class Binding(Protocol):
+    """What a server says."""
+
+    @property
+    def mapped(self) -> Address:
+        """From where it sees the connection."""
+
+
+Ask: TypeAlias = Callable[[Address, Address], AbstractAsyncContextManager[Binding]]
+
+
+class Punched:
+    """Others connect to where our NAT shows the listening port, while we connect to them.
+
+    `servers` gives the STUN servers that there are, `needed` whether nobody is known to come in
+    another way, `clock` the time of the claims.
+    """
+
+    name = "punching"
+
+    def __init__(
+        self,
+        servers: Callable[[], Iterable[Address]],
+        *,
+        needed: Callable[[], bool],
+        clock: Callable[[], float],
+        ask: Ask = tcp_binding,
+    ) -> None:
+        self._servers, self._needed, self._clock, self._ask = servers, needed, clock, ask
+        self._local: Address | None = None
+        self._mapped: Claim | None = None
+        self._wanted = self._held = False
+        self._again, self._looked = trio.Event(), trio.Event()
+
+    def bound(self, address: Address) -> None:
+        """We listen here."""
+        self._local = address
+        self._again.set()
+
+    @property
+    def local(self) -> Address | None:
+        """Where we listen."""
+        return self._local
+
+    def claims(self, now: float) -> tuple[Claim, ...]:
+        """The address that a server sees."""
+        return (self._mapped,) if self._mapped and self._mapped.until > now else ()
+
+    def changed(self) -> None:
+        """What was seen was another network."""
+        self._mapped = None
+        self._again.set()
+
+    async def sight(self) -> Address | None:
+        """Where the listening port is seen; None where nobody says so within two seconds.
+
+        What was seen within the last minute is told at once, and looked at again meanwhile.
+        """
+        if not self._held and any(True for _ in self._servers()):
+            self._wanted = True
+            self._again.set()
+            if self._looked.is_set():
+                self._looked = trio.Event()
+            if not self.claims(self._clock()):
+                with trio.move_on_after(ASK_SECONDS):
+                    await self._looked.wait()
+        return next((claim.address for claim in self.claims(self._clock())), None)
+
+    async def run(self, *, task_status: Any) -> None:
+        """Look, and look again after a while, until cancelled."""
+        task_status.started()
+        while True:
+            self._again = trio.Event()
+            pause = PAUSE_SECONDS
+            if self._local is not None and (self._needed() or self._wanted):
+                self._wanted = False
+                found = await self._look(self._local)
+                pause = LOOK_SECONDS if found else PAUSE_SECONDS
+            with trio.move_on_after(pause):
+                await self._again.wait()
+
+    async def _look(self, local: Address) -> bool:
+        """Ask one server after another until one has told."""
+        for server in self._servers():
+            if await self._hear(server, local):
+                return True
+        self._looked.set()
+        return False
+
+    async def _hear(self, server: Address, local: Address) -> bool:
+        """Ask one server and hold that connection for a while; whether it told anything."""
+        told = False
+        with contextlib.suppress(StunError), trio.move_on_after(ASK_SECONDS) as asking:
+            async with self._ask(server, local) as binding:
+                told = True
+                asking.deadline = trio.current_time() + HOLD_SECONDS
+                await self._hold(binding.mapped)
+        return told
+
+    async def _hold(self, address: Address) -> None:
+        """This was seen; stay until there is a reason to look again."""
+        self._mapped = Claim(address, Confidence.GUESSED, self._clock() + CLAIM_SECONDS)
+        self._held = True
+        self._looked.set()
+        try:
+            await self._again.wait()
+        finally:
+            self._held = False
