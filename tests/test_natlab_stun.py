@@ -110,7 +110,8 @@ def test_a_foreign_client_agrees(lab: NatLab) -> None:
     if program is None:
         pytest.skip("no turnutils_natdiscovery: apt-get install coturn")
     server = coturn(lab, "server")
-    for kind, words in (("symmetric", "Address and Port Dependent"), ("full-cone", "Endpoint Ind")):
+    told: dict[Kind, str] = {"symmetric": "Address and Port Dependent", "full-cone": "Endpoint Ind"}
+    for kind, words in told.items():
         laptop = lab.home(kind).host(f"at-{kind}")
         command = (*laptop.enter, program, "-m", "-p", str(STUN_PORT), server.address)
         assert words in run(*command)

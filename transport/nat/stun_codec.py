@@ -60,6 +60,11 @@ class Request:
     """Attributes that must be understood and are not."""
 
 
+def load() -> None:
+    """Import the codec now, so that nothing has to wait for that later."""
+    import aioice.stun  # noqa: F401
+
+
 def request(transaction: bytes) -> bytes:
     """A Binding request."""
     return _bytes(_REQUEST, transaction, {})
