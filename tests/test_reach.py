@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 from fellows import virtual
-from relaying import Client, Line, Relay
+from relay_users import Client, Line, Relay
 from ways import StandIn
 
 from lab import Lab, identity
@@ -329,7 +329,7 @@ def test_it_leaves_nothing_behind(play: Play, alive: bool, after: float) -> None
             running.cancel_scope.cancel()
         assert trio.current_time() - began < 0.8
         kept = world.way.claims(trio.current_time())
-        assert world.way.name == "direct" or not kept  # a door that stays open: we listen
+        assert world.way.name == "direct" or not kept  # that door is open as long as we listen
 
     play(scene, alive)
 

@@ -1,7 +1,7 @@
 """A home relay while one is needed, and the relays of peers that we can't reach.
 
 Real exchanges and sessions over the in-memory network, in virtual time. The relays are made up:
-they say hello and hold nothing, or misbehave (relaying.py).
+they say hello and hold nothing, or misbehave (relay_users.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from fellows import virtual
-from relaying import PORT, Client, Line, Relay
+from relay_users import PORT, Client, Line, Relay
 
 from lab import Lab, identity
 from p2pnode.node.candidates import DIALS, RETRY_MOST
