@@ -24,6 +24,7 @@ from ..transport.errors import CallError, TransportError
 from ..transport.identity import Identity, short
 from ..transport.link import Link, Network
 from ..transport.nat.calls import ADDRESSES, NONCE, Call, Ear, Step, is_target, targets
+from ..transport.nat.holes import reaches
 from ..transport.nat.punch import Attempt, State, prevails
 from ..transport.nat.punching import Punched
 from .punch_limits import PunchLimits, Rests
@@ -283,8 +284,9 @@ class Puncher:
         """Where others may see our listening port, the surest first."""
         seen, local = await self._punched.sight(), self._punched.local
         found = dict.fromkeys((*((seen,) if seen else ()), *self._guesses()))
-        six = local is not None and ":" in local.host
-        fitting = (a for a in found if is_target(a.host) and (":" in a.host) == six)
+        if local is None:
+            return ()
+        fitting = (a for a in found if is_target(a.host) and reaches(local.host, a.host))
         return tuple(islice(fitting, ADDRESSES))
 
     def _note(self, running: _Running, link: Link | None) -> None:

@@ -140,6 +140,25 @@ def test_a_name_to_listen_on_is_no_place_to_punch_from() -> None:
         holes.usable(Address("localhost", 6000), [Address(HERE, 6000)])
 
 
+def test_both_versions_of_ip_are_punched_from_both_listeners() -> None:
+    """Who listens on [::] has a listener for IPv4 as well."""
+
+    async def main() -> None:
+        async with listening(host="::") as where:
+            for host in (HERE, "::1"):
+                others = await trio.open_tcp_listeners(0, host=host)
+                target = Address(host, others[0].socket.getsockname()[1])
+                async with await holes.knock(where, target) as hole:
+                    assert hole.socket.getsockname()[1] == where.port
+                await others[0].aclose()
+
+    trio.run(main)
+    both = (Address(HERE, 1), Address("::1", 1))
+    assert holes.usable(Address("::", 6000), both) == both
+    assert holes.usable(Address("0.0.0.0", 6000), both) == both[:1]
+    assert holes.usable(Address("2001:db8::1", 6000), both) == both[1:]
+
+
 def test_few_targets_are_tried_each_once() -> None:
     """However many addresses a peer names."""
     many = [Address(f"192.0.2.{n % 9 + 1}", 6000) for n in range(40)]

@@ -232,6 +232,28 @@ def test_a_changed_network_is_looked_at_now() -> None:
     living(check)
 
 
+def test_who_listens_on_both_versions_of_ip_asks_about_ipv4() -> None:
+    """That is where the NATs are."""
+
+    async def check(sky: Sky, way: Punched) -> None:
+        way.bound(Address("::", LOCAL.port))
+        await trio.sleep(1)
+        assert claimed(way)[0].address == HOME
+
+    living(check)
+
+
+def test_people_are_told() -> None:
+    """Where the port is seen; nothing as long as nobody has said so."""
+
+    async def check(_: Sky, way: Punched) -> None:
+        assert way.detail == ""
+        await trio.sleep(1)
+        assert str(HOME) in way.detail
+
+    living(check)
+
+
 def test_before_it_is_known_where_we_listen_nothing_happens() -> None:
     """Starting up, or where listening failed."""
 

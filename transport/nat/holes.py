@@ -72,11 +72,19 @@ def usable(local: Address, targets: Sequence[Address]) -> tuple[Address, ...]:
         target
         for target in dict.fromkeys(targets)
         if target.port and target != local and not is_name(target.host)
-        if (":" in target.host) == (":" in local.host)
+        if reaches(local.host, target.host)
     ]
     if not fitting:
         raise NoRoute(f"no address that {local} could connect to")
     return tuple(fitting[:ADDRESSES])
+
+
+def reaches(local: str, target: str) -> bool:
+    """Whether one of our listeners at this IP address speaks the target's version of IP.
+
+    [::] stands for both versions, with a listener for each.
+    """
+    return local == "::" or (":" in local) == (":" in target)
 
 
 class Punch(Generic[L]):
@@ -144,13 +152,14 @@ async def knock(local: Address, target: Address) -> trio.SocketStream:
 
     In TIME_WAIT it would keep our port from this very target for a minute.
     """
-    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    six = ":" in target.host
+    host = "0.0.0.0" if local.host == "::" and not six else local.host
+    sock = trio.socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        await sock.bind((local.host, local.port))
+        await sock.bind((host, local.port))
         await sock.connect((target.host, target.port))
     except BaseException:
         sock.close()

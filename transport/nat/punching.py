@@ -80,6 +80,11 @@ class Punched:
         """Where we listen."""
         return self._local
 
+    @property
+    def detail(self) -> str:
+        """Where the port is seen, for people."""
+        return f"seen at {self._mapped.address} from outside" if self._mapped else ""
+
     def claims(self, now: float) -> tuple[Claim, ...]:
         """The address that a server sees."""
         return (self._mapped,) if self._mapped and self._mapped.until > now else ()
@@ -107,18 +112,24 @@ class Punched:
     async def run(self, *, task_status: Any) -> None:
         """Look, and look again after a while, until cancelled."""
         task_status.started()
-        while True:
-            self._again = trio.Event()
-            pause = PAUSE_SECONDS
-            if self._local is not None and (self._needed() or self._wanted):
-                self._wanted = False
-                found = await self._look(self._local)
-                pause = LOOK_SECONDS if found else PAUSE_SECONDS
-            with trio.move_on_after(pause):
-                await self._again.wait()
+        try:
+            while True:
+                self._again = trio.Event()
+                looked = self._needed() or self._wanted
+                found = looked and await self._look()
+                with trio.move_on_after(LOOK_SECONDS if found else PAUSE_SECONDS):
+                    await self._again.wait()
+        finally:
+            self._mapped = None
 
-    async def _look(self, local: Address) -> bool:
+    async def _look(self) -> bool:
         """Ask one server after another until one has told."""
+        self._wanted = False
+        if self._local is None:
+            return False
+        # IPv6 has no NAT as a rule, so of [::] it's the IPv4 port that one has to ask about.
+        host = "0.0.0.0" if self._local.host == "::" else self._local.host
+        local = Address(host, self._local.port)
         for server in self._servers():
             if await self._hear(server, local):
                 return True
