@@ -79,16 +79,16 @@ class Zeroconf:
             raise OSError(str(error) or type(error).__name__) from error
 
     def resolve(self, name: str) -> Service | None:
-        """As Mdns."""
+        """As Mdns; of what strangers say nothing gets further than here but plain values."""
         try:
             info = self._zeroconf.get_service_info(TYPE, name, int(RESOLVE_SECONDS * 1000))
-        except self._module.Error:  # a name that is none, or we are closing
+            about = info.decoded_properties if info else {}
+        except (self._module.Error, AssertionError, ValueError):  # no name, or we are closing
             return None
         if info is None:
             return None
-        about = {str(k): str(v) for k, v in info.decoded_properties.items() if v is not None}
-        hosts = tuple(info.parsed_scoped_addresses())
-        return Service(name, info.port or 0, hosts, about)
+        texts = {str(key): str(value) for key, value in about.items() if value is not None}
+        return Service(name, info.port or 0, tuple(info.parsed_scoped_addresses()), texts)
 
     def close(self) -> None:
         """As Mdns."""
