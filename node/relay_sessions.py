@@ -21,9 +21,9 @@ from ..transport.peer_address import PeerAddress
 from .candidates import Candidates
 from .race import DIAL_SECONDS
 
-# A relay says hello at once; what says nothing for so long isn't one, or hangs.
+# A relay says hello at once and answers the first ping; what doesn't in this time is none, or hangs.
 HELLO_SECONDS = 5.0
-# How often a new session is looked at until the relay has said hello.
+# How often a new session is looked at until it has.
 HELLO_LOOK_SECONDS = 0.05
 # A session that lasted so long was a good one: its end is the first failure again.
 STEADY_SECONDS = 10.0
@@ -71,7 +71,7 @@ class Kept:
     place: PeerAddress
     took: float
     used: float
-    greeted: bool = False  # the relay has said hello
+    greeted: bool = False  # the relay has said hello, and answered a ping
     ending: str = ""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -199,11 +199,13 @@ class RelaySessions:
         self._on_end(kept)
 
     async def _greets(self, kept: Kept) -> bool:
-        """Whether the relay says hello; one that doesn't is hung up on."""
+        """Whether the relay says hello, and has nothing against ours; else it is hung up on."""
         with trio.move_on_after(HELLO_SECONDS):
             while not (kept.greeted or kept.ended.is_set()):
                 await trio.sleep(HELLO_LOOK_SECONDS)
-                kept.greeted = self.up(kept)
+                session = self.session(kept)
+                measured = session is not None and session.round_trip is not None
+                kept.greeted = measured and self.up(kept)
         if not kept.greeted and not kept.ended.is_set():
             kept.ending = f"no hello in {HELLO_SECONDS:.0f} s"
             kept.scope.cancel()

@@ -88,6 +88,7 @@ class Client(Fellow):
         """Its relays, that don't run."""
         self.line, self.lines, self.needs = line, list[str](), True
         self.announced: list[PeerAddress | None] = []
+        self._followers: list[Client] = []
         self.relays = Relays(
             line,
             self.exchange,
@@ -95,11 +96,21 @@ class Client(Fellow):
             chance=random.Random(self.number),
             log=lambda level, text: self.lines.append(f"{level}: {text}"),
             needed=lambda: self.needs,
-            news=lambda: self.announced.append(self.relays.home),
+            news=self._changed_home,
         )
 
     def stores(self, session: Session) -> bool:
         return self.relays.stores(session.peer)
+
+    def tells(self, other: Client) -> None:
+        """From now on the other one knows where our models lie, as if a tracker told of it."""
+        self._followers.append(other)
+
+    def _changed_home(self) -> None:
+        home = self.relays.home
+        self.announced.append(home)
+        for other in self._followers:
+            other.relays.follow(self.me, (home,) if home else ())
 
     @property
     def dialled(self) -> list[str]:

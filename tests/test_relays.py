@@ -15,6 +15,7 @@ import pytest
 import trio
 from fellows import virtual
 from relay_users import PORT, Client, Line, Relay
+from relaying import place
 
 from lab import Lab, identity
 from p2pnode.node.candidates import DIALS, RETRY_MOST
@@ -380,6 +381,23 @@ def test_a_relay_that_says_nothing(play: Play) -> None:
     play(scene)
 
 
+def test_a_relay_that_does_not_want_us(play: Play) -> None:
+    """One that greets and then says why it won't serve us is never our home; another one is."""
+
+    async def scene(stage: Stage) -> None:
+        async with place(stage.lab, stage.folder) as closed:
+            closed.strangers.add((stage.client.me, "main"))
+            there = PeerAddress(closed.me, closed.address)
+            right = await stage.relay(2, far=0.5)
+            stage.client.relays.offered(TRACKER, (there, right.place))
+            await trio.sleep(5)
+            assert stage.client.relays.home == right.place
+            assert stage.client.announced == [right.place]
+            assert [line for line in stage.client.lines if "it serves members only" in line]
+
+    play(scene)
+
+
 def test_relays_that_swallow_everything(play: Play) -> None:
     """A filtered address is given up after five seconds; one that answers doesn't wait for it."""
 
@@ -562,6 +580,51 @@ def test_the_model_is_not_built_yet(tmp_path: Path, inline_threads: None) -> Non
             nursery.cancel_scope.cancel()
 
     virtual(main)
+
+
+def test_models_go_on_when_a_relay_is_killed(tmp_path: Path, inline_threads: None) -> None:
+    """Real relays, and two members that don't reach each other: seconds after the end of one relay
+    new models come through the other, and a member is told where the models of the other lie."""
+
+    async def main() -> None:
+        lab = Lab()
+        async with (
+            place(lab, tmp_path) as first,
+            place(lab, tmp_path, number=98) as second,
+            trio.open_nursery() as nursery,
+        ):
+            alice, bob = [await member(lab, tmp_path, number, nursery) for number in (1, 2)]
+            alice.tells(bob)
+            places = [PeerAddress(relay.me, relay.address) for relay in (first, second)]
+            for each in (alice, bob):
+                each.relays.offered(TRACKER, (places[0],))
+            model = alice.publish(1)
+            await bob.until(lambda: bob.holds(model))
+            assert alice.relays.home == bob.relays.via(alice.me) == places[0]
+            for each in (alice, bob):
+                each.relays.offered(TRACKER, tuple(places))
+            first.stop()
+            killed = trio.current_time()
+            model = alice.publish(2)
+            await bob.until(lambda: bob.holds(model))
+            assert trio.current_time() - killed < 3
+            assert alice.relays.home == places[1]
+            await trio.sleep(SOON)
+            assert bob.relays.via(alice.me) == places[1]
+            nursery.cancel_scope.cancel()
+
+    virtual(main)
+
+
+async def member(lab: Lab, folder: Path, number: int, nursery: trio.Nursery) -> Client:
+    """A running client."""
+    network = lab.network(identity(number), f"10.0.0.{number}")
+    client = Client(number, network, folder / str(number), nursery)
+    client.prepare(Line(network))
+    client.agree()
+    await nursery.start(client.exchange.run)
+    await nursery.start(client.relays.run)
+    return client
 
 
 def test_our_model_follows_us_home(play: Play) -> None:
