@@ -21,7 +21,7 @@ from ..transport.peer_address import PeerAddress
 from .candidates import Candidates
 from .race import DIAL_SECONDS
 
-# A relay says hello at once and answers the first ping; what doesn't in this time is none, or hangs.
+# A relay says hello and answers a ping at once; what doesn't for so long is none, or hangs.
 HELLO_SECONDS = 5.0
 # How often a new session is looked at until it has.
 HELLO_LOOK_SECONDS = 0.05
