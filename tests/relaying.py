@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
-from fellows import MOST, PATIENCE, Fellow, Rogue, host_of
+from fellows import MOST, PATIENCE, Fellow, Rogue, fellows, host_of, virtual
 from models import NOW
 
 from lab import Lab, identity
@@ -141,3 +142,28 @@ def leave(relay: Place, *some: Fellow) -> None:
     """These peers are gone from the relay."""
     for fellow in some:
         relay.of(fellow).close("gone")
+
+
+async def store(relay: Place, author: Fellow, seq: int = 1, **fields: Any) -> Held:
+    """This peer's new model lies at the relay."""
+    model = author.publish(seq, **fields)
+    if relay.me in author.exchange.relays:
+        author.exchange.announce(model)
+    else:
+        await relay.join(author)
+    await author.until(lambda: (relay.me, model.id) in author.stored_at)
+    return model
+
+
+def scene(folder: Path, check: Callable[..., Any], count: int, *, space: int = 4 * MOST) -> None:
+    """Run `check(lab, relay, peers…)` with so many peers in the laboratory, in virtual time."""
+
+    async def main() -> None:
+        lab = Lab()
+        async with (
+            place(lab, folder, space=space) as relay,
+            fellows(lab, folder, count) as everyone,
+        ):
+            await check(lab, relay, *everyone)
+
+    virtual(main)

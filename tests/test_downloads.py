@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from fellows import fellows, host_of, make, noise, rogue, virtual
+from fellows import Rogue, fellows, host_of, make, noise, rogue, virtual
 from models import manifest, sealed
 
-from lab import Lab
+from lab import Lab, identity
 from p2pnode.transport import admission, downloads
 from p2pnode.transport.messages import Offer
 
@@ -209,6 +209,29 @@ def test_one_peer_doesn_t_keep_the_others_out(
 
     virtual(main)
     assert max(most) == downloads.DOWNLOADS_A_PEER + 1
+
+
+def test_one_host_doesn_t_keep_the_others_out(tmp_path: Path) -> None:
+    """Many peers behind one address, who may all be one, leave places to others."""
+
+    async def main() -> None:
+        lab = Lab()
+        async with fellows(lab, tmp_path, 2) as (alice, bob), trio.open_nursery() as nursery:
+            await bob.dial(alice)
+            for number in range(20, 40):
+                network = lab.network(identity(number), "10.9.9.9")
+                mallory = Rogue(number, await network.dial(bob.address, "peer", bob.me))
+                await mallory.greet()
+                await mallory.say(Offer(sealed(number, manifest(noise(number, 3)))))
+                nursery.start_soon(mallory.farewell)
+            await trio.sleep(1)
+            assert len(bob.exchange.incoming) == downloads.DOWNLOADS_A_HOST
+            model = alice.publish(1)
+            alice.exchange.announce(model)
+            await bob.until(lambda: bob.holds(model))
+            nursery.cancel_scope.cancel()
+
+    virtual(main)
 
 
 def watch_downloads(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from fellows import CHUNK, Fellow, Rogue, fellows, foreign, host_of, noise, virtual
+from fellows import CHUNK, Fellow, Rogue, fellows, host_of, noise, virtual
+from golden import golden
 from models import NOW, manifest, sealed
-from relaying import Place, leave, place
+from relaying import Place, leave, place, scene, store
 
 from lab import Lab, identity
-from p2pnode.transport import admission
+from p2pnode.transport import admission, checker, downloads, shelf
 from p2pnode.transport import relay as module
 from p2pnode.transport.bucket import Bucket
-from p2pnode.transport.checker import CHECK_SECONDS
 from p2pnode.transport.downloads import DOWNLOADS_A_HOST, DOWNLOADS_LIMIT
 from p2pnode.transport.manifest import EXPIRY
 from p2pnode.transport.messages import (
@@ -28,19 +29,42 @@ from p2pnode.transport.messages import (
     Reject,
     Run,
     Want,
+    to_bytes,
 )
 from p2pnode.transport.session import OFFERS_BURST, OFFERS_PER_SECOND
 from p2pnode.transport.transfer import WINDOW
 
+pytestmark = pytest.mark.usefixtures("inline_threads")
+
+RUN_SYNC = trio.to_thread.run_sync  # the real one
+# A message takes so long where a test looks at what happens in between.
 SLOW = 1.0
+PAGE = Path(__file__).parent.parent / "docs/protocol/relay.md"
+
+
+def test_the_docs_tell_every_limit() -> None:
+    """The numbers of docs/protocol/relay.md are those of the code."""
+    modules = (module, shelf, checker, downloads)
+    told = dict(re.findall(r"\| `([A-Z_]+)` \| ([0-9.]+) \|", PAGE.read_text()))
+    code = {n: float(getattr(m, n)) for n in told for m in modules if hasattr(m, n)}
+    assert {name: float(value) for name, value in told.items()} == code
+    assert len(code) > 10
+    assert module.WANT_LIMIT == downloads.WAITING_A_RELAY
+
+
+def test_the_golden_hello() -> None:
+    """What a relay says of itself has the bytes of docs/protocol/relay.md."""
+    assert to_bytes(Hello(RELAY_RUN, 0)) == golden("relay-hello")
 
 
 @pytest.fixture(params=["lab", "tcp"])
-def anywhere(request: pytest.FixtureRequest) -> Callable[..., None]:
+def anywhere(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
     """Run a test over the laboratory in virtual time, and over TCP and NNG as it is."""
     if request.param == "tcp":
+        monkeypatch.setattr(trio.to_thread, "run_sync", RUN_SYNC)
         return lambda main: trio.run(main, None)
-    request.getfixturevalue("inline_threads")
     return lambda main: virtual(main, Lab())
 
 
@@ -89,112 +113,10 @@ def test_a_new_model_reaches_the_others_at_once(
     anywhere(main)
 
 
-# What follows is in the laboratory alone, in virtual time.
-@pytest.fixture
-def scene(tmp_path: Path, inline_threads: None) -> Callable[..., None]:
-    """Run `check(lab, relay, peers…)` with so many peers."""
-
-    def run(check: Callable[..., Any], count: int, **options: Any) -> None:
-        async def main() -> None:
-            lab = Lab()
-            async with (
-                place(lab, tmp_path, **options) as relay,
-                fellows(lab, tmp_path, count) as everyone,
-            ):
-                await check(lab, relay, *everyone)
-
-        virtual(main)
-
-    return run
-
-
-async def store(relay: Place, author: Fellow, seq: int = 1, **fields: Any) -> Any:
-    """This peer's new model lies at the relay."""
-    model = author.publish(seq, **fields)
-    if relay.me in author.exchange.relays:
-        author.exchange.announce(model)
-    else:
-        await relay.join(author)
-    await author.until(lambda: (relay.me, model.id) in author.stored_at)
-    return model
-
-
-# ── what a client does ───────────────────────────────────────────────────────────────────────
-
-
-def test_a_model_is_stored_where_the_node_says(scene: Callable[..., None]) -> None:
-    """Not before `stores`; then `store` offers it, once."""
-
-    async def check(_lab: Lab, relay: Place, alice: Fellow) -> None:
-        alice.storing = False
-        model = alice.publish(1)
-        session = await relay.join(alice)
-        assert alice.exchange.announce(model) == set()
-        alice.exchange.store()
-        await trio.sleep(10)
-        assert not relay.holds(model)
-        alice.storing = True
-        alice.exchange.store()
-        await alice.until(lambda: alice.stored_at == [(relay.me, model.id)])
-        said = session.bytes_out
-        alice.exchange.store()
-        await trio.sleep(1)
-        assert session.bytes_out - said < 100
-        assert alice.stored_at == [(relay.me, model.id)]
-
-    scene(check, 1)
-
-
-def test_a_relay_is_no_peer(scene: Callable[..., None]) -> None:
-    """It takes no peer's place, isn't met, and gets only our own model."""
-
-    async def check(lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
-        alice.exchange._max_peers = 1
-        model = alice.stock(foreign(9, 1, relay.folder.parent))
-        await relay.join(alice)
-        await alice.dial(bob)
-        assert alice.exchange.full
-        assert [s.peer for s in alice.exchange.met()] == [bob.me]
-        assert alice.met_with == [bob.me]
-        await trio.sleep(10)
-        assert not relay.holds(model)
-
-    scene(check, 2)
-
-
-def test_leaving_parts_from_relays_too(scene: Callable[..., None]) -> None:
-    """They are told, and `leave` returns when the links are closed."""
-
-    async def check(_lab: Lab, relay: Place, alice: Fellow) -> None:
-        await relay.join(alice)
-        await alice.exchange.leave()
-        assert not alice.exchange.relays
-        assert relay.relay.status.clients == 0
-        await relay.dial(alice)
-        await alice.until(lambda: alice.ends[-1:] == ["this node is stopping"])
-
-    scene(check, 1)
-
-
-def test_who_is_no_relay_is_left(tmp_path: Path, inline_threads: None) -> None:
-    """A peer that says hello with a run of its own is told, and counted."""
-
-    async def main() -> None:
-        lab = Lab()
-        async with fellows(lab, tmp_path, 2) as (alice, bob):
-            link = await alice.network.dial(bob.address, "peer", bob.me)
-            assert await alice.exchange.serve_relay(link) == "this is no relay"
-            assert alice.counts == {admission.RUN: 1}
-            own = await alice.network.dial(alice.address, "peer", alice.me)
-            assert await alice.exchange.serve_relay(own) == "this is our own address"
-
-    virtual(main)
-
-
 # ── who may store what ───────────────────────────────────────────────────────────────────────
 
 
-def test_only_an_author_stores_its_model(scene: Callable[..., None]) -> None:
+def test_only_an_author_stores_its_model(tmp_path: Path) -> None:
     """Another's envelope is refused, however well it is signed."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow) -> None:
@@ -206,10 +128,10 @@ def test_only_an_author_stores_its_model(scene: Callable[..., None]) -> None:
         await mallory.say(Offer(own))
         assert (await mallory.hear(Fetch)).model == admission.identify(own)
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
-def test_members_only(scene: Callable[..., None]) -> None:
+def test_members_only(tmp_path: Path) -> None:
     """Who isn't a member of the swarm is told, and parted from; who is none any more stores no
     model."""
 
@@ -229,10 +151,10 @@ def test_members_only(scene: Callable[..., None]) -> None:
         assert alice.refusals[0][:2] == (admission.MEMBER, relay.me)
         assert session.agreed and not session.ending
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
-def test_relays_don_t_serve_relays(scene: Callable[..., None]) -> None:
+def test_relays_don_t_serve_relays(tmp_path: Path) -> None:
     """Its run is none that anybody could be a member of."""
 
     async def check(lab: Lab, relay: Place) -> None:
@@ -241,11 +163,11 @@ def test_relays_don_t_serve_relays(scene: Callable[..., None]) -> None:
         assert (await other.hear(Hello)).run == RELAY_RUN
         assert "members only" in await other.farewell()
 
-    scene(check, 0)
+    scene(tmp_path, check, 0)
 
 
 @pytest.mark.parametrize("other", ["swarm", "schema"])
-def test_runs_are_kept_apart(scene: Callable[..., None], other: str) -> None:
+def test_runs_are_kept_apart(tmp_path: Path, other: str) -> None:
     """A client gets no model of another run, asks as it may; and stores none."""
     run = Run(
         "other" if other == "swarm" else "main", "mnist", bytes([other == "schema"]) * 32, 9, ()
@@ -264,11 +186,11 @@ def test_runs_are_kept_apart(scene: Callable[..., None], other: str) -> None:
         await relay.join(bob)
         await bob.until(lambda: bob.holds(newer))
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
 @pytest.mark.parametrize("what", ["large", "padded", "future", "stale", "garbage", "forged"])
-def test_what_is_not_taken(scene: Callable[..., None], what: str) -> None:
+def test_what_is_not_taken(tmp_path: Path, what: str) -> None:
     """As a peer checks offers, against the client's own run and the relay's quota."""
 
     async def check(lab: Lab, relay: Place) -> None:
@@ -300,12 +222,12 @@ def test_what_is_not_taken(scene: Callable[..., None], what: str) -> None:
     if what == "padded":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "PADDING", 4096)
-            scene(check, 0)
+            scene(tmp_path, check, 0)
     else:
-        scene(check, 0, space=100 * CHUNK)
+        scene(tmp_path, check, 0, space=100 * CHUNK)
 
 
-def test_the_same_model_again(scene: Callable[..., None]) -> None:
+def test_the_same_model_again(tmp_path: Path) -> None:
     """It is here: done, without a byte."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow) -> None:
@@ -317,13 +239,13 @@ def test_the_same_model_again(scene: Callable[..., None]) -> None:
         await alice.until(lambda: alice.stored_at == [(relay.me, model.id)] * 2)
         assert relay.relay.status.bytes_in - received < CHUNK
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
 # ── what is offered to whom ──────────────────────────────────────────────────────────────────
 
 
-def test_a_new_model_is_offered_to_some(scene: Callable[..., None]) -> None:
+def test_a_new_model_is_offered_to_some(tmp_path: Path) -> None:
     """FAN_OUT of the others, chosen anew each time; who asks gets it, too; nobody its own."""
 
     async def check(_lab: Lab, relay: Place, alice: Fellow, *others: Fellow) -> None:
@@ -344,11 +266,11 @@ def test_a_new_model_is_offered_to_some(scene: Callable[..., None]) -> None:
         await trio.sleep(10)
         assert not relay.rejects and not alice.rejects
 
-    scene(check, 12)
+    scene(tmp_path, check, 12)
 
 
 def test_a_newcomer_gets_the_newest_of_many(
-    scene: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once up to WANT_LIMIT, the newest; they find room in its queue."""
     monkeypatch.setattr(module, "WANT_LIMIT", 8)
@@ -364,10 +286,10 @@ def test_a_newcomer_gets_the_newest_of_many(
         assert {held.peer for held in bob.mailbox.models()} == {a.me for a in authors[-8:]}
         assert not bob.rejects
 
-    scene(check, 12)
+    scene(tmp_path, check, 12)
 
 
-def test_offers_keep_the_pace_that_clients_bear(scene: Callable[..., None]) -> None:
+def test_offers_keep_the_pace_that_clients_bear(tmp_path: Path) -> None:
     """However many models come in, a client is told of each author's newest, and never floods."""
 
     async def check(lab: Lab, relay: Place, *authors: Fellow) -> None:
@@ -393,13 +315,13 @@ def test_offers_keep_the_pace_that_clients_bear(scene: Callable[..., None]) -> N
         assert 60 < heard <= 48 + 60 * 3
         assert not any(author.rejects for author in authors)
 
-    scene(check, 8)
+    scene(tmp_path, check, 8)
 
 
 # ── many, slow and hostile clients ───────────────────────────────────────────────────────────
 
 
-def test_many_store_at_once(scene: Callable[..., None]) -> None:
+def test_many_store_at_once(tmp_path: Path) -> None:
     """More than come in at the same time wait, and none is refused; those of one host, who may all
     be one, leave places to others."""
 
@@ -422,13 +344,11 @@ def test_many_store_at_once(scene: Callable[..., None]) -> None:
             assert relay.relay.status.clients == 91
             nursery.cancel_scope.cancel()
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
 @pytest.mark.parametrize("limit", ["CLIENTS", "CLIENTS_A_HOST"])
-def test_clients_are_few(
-    scene: Callable[..., None], limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clients_are_few(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In all, and from one host; who is turned away is told why. Who comes again has a place."""
     monkeypatch.setattr(module, limit, 2)
 
@@ -447,11 +367,11 @@ def test_clients_are_few(
         if limit == "CLIENTS_A_HOST":
             await relay.join(alice)
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
 @pytest.mark.parametrize(("flood", "reason"), [(Offer(b"x"), "flood"), (Want(), "flood")])
-def test_a_flood_ends_the_session(scene: Callable[..., None], flood: Any, reason: str) -> None:
+def test_a_flood_ends_the_session(tmp_path: Path, flood: Any, reason: str) -> None:
     """Counted, told, over; others notice nothing, and the log isn't flooded either."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow) -> None:
@@ -463,10 +383,10 @@ def test_a_flood_ends_the_session(scene: Callable[..., None], flood: Any, reason
         assert len(relay.lines) <= module.LINES_BURST + 1
         await store(relay, alice)
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
-def test_garbage_ends_the_session(scene: Callable[..., None]) -> None:
+def test_garbage_ends_the_session(tmp_path: Path) -> None:
     """Before hello at once."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow) -> None:
@@ -479,10 +399,10 @@ def test_garbage_ends_the_session(scene: Callable[..., None]) -> None:
         assert "before both sides" in await early.farewell()
         await store(relay, alice)
 
-    scene(check, 1)
+    scene(tmp_path, check, 1)
 
 
-def test_a_slow_reader_hurts_only_itself(scene: Callable[..., None]) -> None:
+def test_a_slow_reader_hurts_only_itself(tmp_path: Path) -> None:
     """One asks for a model and reads nothing: the others get it meanwhile."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
@@ -498,13 +418,13 @@ def test_a_slow_reader_hurts_only_itself(scene: Callable[..., None]) -> None:
         await trio.sleep(200)
         assert relay.rejects == {admission.SLOW: 1}
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
 # ── what lasts ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_slow_line_gets_models_of_a_fast_trainer(scene: Callable[..., None]) -> None:
+def test_a_slow_line_gets_models_of_a_fast_trainer(tmp_path: Path) -> None:
     """The author replaces its model faster than the line to the other carries it: the relay goes on
     with the one that was begun, and the other doesn't break it off."""
 
@@ -523,10 +443,10 @@ def test_a_slow_line_gets_models_of_a_fast_trainer(scene: Callable[..., None]) -
         await trio.sleep(10)
         assert relay.shelf.taken == models[-1].manifest.size
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
-def test_a_relay_that_dawdles_gives_way_to_the_author(scene: Callable[..., None]) -> None:
+def test_a_relay_that_dawdles_gives_way_to_the_author(tmp_path: Path) -> None:
     """It can hold a model back only from those who get it nowhere else."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
@@ -541,10 +461,10 @@ def test_a_relay_that_dawdles_gives_way_to_the_author(scene: Callable[..., None]
         assert bob.filed_models == [new.id]
         assert not bob.rejects
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
-def test_a_restart(scene: Callable[..., None]) -> None:
+def test_a_restart(tmp_path: Path) -> None:
     """Everything is there again."""
 
     async def check(_lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
@@ -557,76 +477,10 @@ def test_a_restart(scene: Callable[..., None]) -> None:
         await bob.until(lambda: bob.holds(model))
         assert not relay.lines
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
 
 
-def test_what_the_disk_has_spoilt_is_not_offered_after_a_restart(
-    scene: Callable[..., None],
-) -> None:
-    """Each model is read once, and the author asked for it again."""
-
-    async def check(_lab: Lab, relay: Place, alice: Fellow) -> None:
-        model = await store(relay, alice)
-        relay.stop()
-        await alice.until(lambda: not alice.exchange.relays)
-        (held,) = relay.shelf.held()
-        held.path.write_bytes(bytes(model.manifest.size))
-        await relay.start(host_of(Lab(), relay.number))
-        await relay.until(lambda: not relay.holds(model))
-        await relay.join(alice)
-        await relay.until(lambda: relay.holds(model))
-
-    scene(check, 1)
-
-
-def test_what_the_disk_spoils_is_noticed_by_who_fetches_it(scene: Callable[..., None]) -> None:
-    """It refuses; the relay looks, drops the model, and gets it anew from its author."""
-
-    async def check(_lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
-        model = await store(relay, alice)
-        (held,) = relay.shelf.held()
-        held.path.write_bytes(bytes(model.manifest.size))
-        await relay.join(bob)
-        await bob.until(lambda: bool(bob.rejects))
-        assert bob.counts == {admission.DIGEST: 1}
-        await bob.until(lambda: bob.holds(model))
-        assert len(relay.lines) == 1 and "spoilt on our disk" in relay.lines[0]
-
-    scene(check, 2)
-
-
-def test_a_lie_about_a_digest_costs_little(
-    scene: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The model stays, and its file is read once an hour, whatever is said of it."""
-    looked: list[float] = []
-
-    def look(_held: object) -> bool:
-        looked.append(trio.current_time())
-        return True
-
-    monkeypatch.setattr("p2pnode.transport.checker.intact", look)
-
-    async def check(lab: Lab, relay: Place, alice: Fellow) -> None:
-        model = await store(relay, alice)
-        mallory = await relay.rogue(lab, 9)
-        for _ in range(10):
-            await mallory.say(Want())
-            assert (await mallory.hear(Offer)).envelope == model.envelope
-            await mallory.say(Reject(model.id, admission.DIGEST, "a lie"))
-        await mallory.say(Reject(bytes(32), admission.DIGEST, "of no model"))
-        await trio.sleep(1)
-        assert len(looked) == 1 and relay.holds(model)
-        await mallory.link.aclose()
-        await trio.sleep(CHECK_SECONDS)
-        relay.relay._checker.suspect(model.id)
-        await trio.sleep(1)
-        assert len(looked) == 2
-
-    scene(check, 1)
-
-
-def test_a_lost_relay_costs_what_was_not_verified(scene: Callable[..., None]) -> None:
+def test_a_lost_relay_costs_what_was_not_verified(tmp_path: Path) -> None:
     """Both ways: what the relay has of an author, and what a peer has of the relay, needn't come
     again."""
 
@@ -657,11 +511,28 @@ def test_a_lost_relay_costs_what_was_not_verified(scene: Callable[..., None]) ->
         assert session.bytes_in <= model.manifest.size - here + 8192
         assert not bob.rejects and not alice.rejects and not relay.rejects
 
-    scene(check, 2)
+    scene(tmp_path, check, 2)
+
+
+def test_a_folder_that_can_t_be_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, and the relay goes on."""
+
+    def tidy(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shelf.Shelf, "tidy", tidy)
+
+    async def check(_lab: Lab, relay: Place, alice: Fellow) -> None:
+        await trio.sleep(module.TIDY_SECONDS)
+        await relay.until(lambda: bool(relay.lines))
+        assert relay.lines[0] == "relay: can't tidy the folder: Permission denied"
+        await store(relay, alice)
+
+    scene(tmp_path, check, 1)
 
 
 @pytest.mark.parametrize("why", ["expired", "full"])
-def test_who_reads_a_model_that_goes_is_told(scene: Callable[..., None], why: str) -> None:
+def test_who_reads_a_model_that_goes_is_told(tmp_path: Path, why: str) -> None:
     """It has expired, or was replaced and its room is needed."""
 
     async def check(lab: Lab, relay: Place, alice: Fellow, bob: Fellow, carol: Fellow) -> None:
@@ -678,4 +549,4 @@ def test_who_reads_a_model_that_goes_is_told(scene: Callable[..., None], why: st
             await store(relay, bob, 3)
         assert (await mallory.hear(Gone)).transfer == 3
 
-    scene(check, 3, space=88 * CHUNK)
+    scene(tmp_path, check, 3, space=88 * CHUNK)

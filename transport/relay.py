@@ -25,10 +25,12 @@ from . import admission
 from .admission import Offered, Refusal
 from .bucket import Bucket
 from .checker import Checker
+from .envelope import ENVELOPE_LIMIT
 from .identity import short
 from .incoming import Incoming
 from .intake import Intake
 from .link import Link
+from .manifest import DIGESTS_LIMIT
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
 from .parts import PartFile
@@ -46,10 +48,10 @@ WANT_LIMIT = 48
 PACE, PACE_BURST = 3.0, 48
 # Bytes of an envelope beside the digests: a manifest has room for so many (manifest.DIGESTS_LIMIT),
 # and a kilobyte more is header and signature. Padding would fill our memory.
-PADDING = 17 * 1024
+PADDING = ENVELOPE_LIMIT - DIGESTS_LIMIT
 # How often what has expired, or is read no more, is looked for.
 TIDY_SECONDS = 1.0
-# Lines of the log about refusals, a second and at once: all are counted.
+# Lines of the log, a second and at once; all refusals are counted.
 LINES, LINES_BURST = 1.0, 20
 
 
@@ -192,14 +194,14 @@ class Relay:
             try:
                 await trio.to_thread.run_sync(self._shelf.tidy, models, coming)
             except OSError as error:
-                self._log("error", f"relay: can't tidy its folder: {error.strerror or error}")
+                self._tell("error", f"can't tidy the folder: {error.strerror or error}")
             for session, model in reading:
                 if not self._shelf.readable(model):
                     session.withdraw(model)
 
     def _spoilt(self, held: Held) -> None:
         """Our disk has spoilt this model: its author may send it again."""
-        self._log("error", f"relay: dropped the model of {short(held.peer)}, spoilt on our disk")
+        self._tell("error", f"dropped the model of {short(held.peer)}, spoilt on our disk")
         if held.peer in self._clients:
             self._clients[held.peer].session.say(Want())
 
@@ -250,9 +252,13 @@ class Relay:
     def rejected(self, reason: str, peer: str, detail: str) -> None:
         """A client's mistake, or one more than there is room for."""
         self._rejects[reason] += 1
+        self._tell("warning", f"rejected ({reason}) from {short(peer)}: {detail}")
+
+    def _tell(self, level: str, text: str) -> None:
+        """A line for the log, unless there have been too many."""
         if self._lines.free(self._clock()):
             self._lines.wait(self._clock())
-            self._log("warning", f"relay: rejected ({reason}) from {short(peer)}: {detail}")
+            self._log(level, f"relay: {text}")
 
     def rejected_by(self, session: Session, message: Reject) -> None:
         """A client refuses a model: if its bytes are wrong, look at them."""
