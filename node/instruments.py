@@ -6,7 +6,8 @@ from functools import partial
 
 from ..transport.address import Address
 from ..transport.nat import hosts, stun_codec
-from ..transport.nat.mapping import gateway4, probe
+from ..transport.nat.gateway import default_gateway
+from ..transport.nat.mapping import probe
 from ..transport.nat.outlook import needless
 from ..transport.nat.stun import tcp_behaviour, udp_behaviour
 from .control import Control
@@ -40,7 +41,7 @@ def running(home: Home) -> NodeStatus | None:
 
 async def offered_mapping(bound: Address) -> Mapping:
     """Whether the router would forward a port to who listens there; nothing is mapped."""
-    gateway = gateway4()
+    gateway = default_gateway()
     why = needless(bound, gateway)
     if why:
         return Mapping(why=why, needless=True)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.transport.address import Address
 from p2pnode.transport.nat import gateway
-from p2pnode.transport.nat.gateway import Gateway, gateways, is_inner, parse_routes, parse_routes6
+from p2pnode.transport.nat.gateway import Gateway, default_gateway, is_inner, parse_routes
 
 # From a laptop with a cable, WLAN and a container network; on a little-endian machine.
 ROUTES = """\
@@ -22,13 +23,6 @@ tun0\t00000000\t0100000A\t0003\t0\t0\t50\t00000080\t0\t0\t0
 docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 eth0\t0000FEA9\t00000000\t0001\t0\t0\t1000\t0000FFFF\t0\t0\t0
 """
-ZERO = "0" * 32
-ROUTES6 = f"""\
-20010db8000000000000000000000000 40 {ZERO} 00 {ZERO} 00000100 00000001 00000000 00000001     eth0
-{ZERO} 00 {ZERO} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00450003    wlan0
-{ZERO} 00 {ZERO} 00 20010db8000000000000000000000001 00000064 00000001 00000000 00000003     eth0
-{ZERO} 00 {ZERO} 00 {ZERO} ffffffff 00000001 00000000 00200200       lo
-"""
 little = pytest.mark.skipif(sys.byteorder != "little", reason="the kernel prints its own order")
 
 
@@ -38,53 +32,38 @@ def test_default_routes_by_metric() -> None:
     assert parse_routes(ROUTES) == ["192.168.2.254", "192.168.1.1"]
 
 
-def test_default_routes_of_ipv6() -> None:
-    """A link-local gateway with its interface."""
-    assert parse_routes6(ROUTES6) == ["2001:db8::1", "fe80::1%wlan0"]
-
-
 @given(st.lists(st.lists(st.integers(0, 0xFFFF).map("{:08X}".format), max_size=12), max_size=4))
 def test_other_columns_are_passed_over(rows: list[list[str]]) -> None:
     """A kernel with fewer columns has no routes for us."""
     short = "\n".join(" ".join(row[:7]) for row in rows)
     assert parse_routes("header\n" + short) == []
-    assert parse_routes6(short) == []
-
-
-def without_routes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A system that has no such files."""
-    monkeypatch.setattr(gateway, "ROUTES", tmp_path / "none")
-    monkeypatch.setattr(gateway, "ROUTES6", tmp_path / "none")
 
 
 def test_elsewhere_it_is_guessed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The first address of our network; nothing where there is no way out."""
-    without_routes(monkeypatch, tmp_path)
+    monkeypatch.setattr(gateway, "ROUTES", tmp_path / "none")
     ours = "192.168.7.20"
     monkeypatch.setattr(gateway, "outgoing_host", lambda _: ours)
-    assert gateways() == (Gateway("192.168.7.1", "192.168.7.20"),)
+    assert default_gateway() == Gateway("192.168.7.1", "192.168.7.20")
     monkeypatch.setattr(gateway, "outgoing_host", lambda _: None)
-    assert gateways() == ()
+    assert default_gateway() is None
 
 
 @little
-def test_both_families(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each with our address on the way out."""
-    (tmp_path / "4").write_text(ROUTES)
-    (tmp_path / "6").write_text(ROUTES6)
-    monkeypatch.setattr(gateway, "ROUTES", tmp_path / "4")
-    monkeypatch.setattr(gateway, "ROUTES6", tmp_path / "6")
-    ours = {gateway.OUTSIDE: "192.168.2.10", gateway.OUTSIDE6: "2001:db8::10"}
+def test_the_preferred_one_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With our address there; none where there are no routes."""
+    (tmp_path / "route").write_text(ROUTES)
+    monkeypatch.setattr(gateway, "ROUTES", tmp_path / "route")
+    ours = {Address("192.168.2.254", 9): "192.168.2.10"}
     monkeypatch.setattr(gateway, "outgoing_host", ours.get)
-    assert gateways() == (
-        Gateway("192.168.2.254", "192.168.2.10"),
-        Gateway("2001:db8::1", "2001:db8::10"),
-    )
+    assert default_gateway() == Gateway("192.168.2.254", "192.168.2.10")
+    (tmp_path / "route").write_text("")
+    assert default_gateway() is None
 
 
-def test_this_machine_has_some_or_none() -> None:
+def test_this_machine_has_one_or_none() -> None:
     """Whatever it is, asking for it raises nothing."""
-    assert len(gateways()) <= 2
+    default_gateway()
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,20 @@ async def test_it_is_renewed_at_half_of_the_lease() -> None:
 
 
 @virtual
+async def test_it_is_renewed_where_it_was_made() -> None:
+    """Also where another protocol would be faster: there would be two mappings otherwise."""
+    pcp, upnp = FakeRouter("PCP", silent=True), FakeRouter("UPnP", slow=1.0)
+    async with mapping(pcp, upnp) as mapped:
+        pcp.silent = False
+        await trio.sleep(LEASE_SECONDS)
+        assert mapped.detail.endswith("by UPnP")
+        assert pcp.count("map") == 0
+        upnp.silent = True
+        await trio.sleep(LEASE_SECONDS)
+        assert mapped.detail.endswith("by PCP")
+
+
+@virtual
 async def test_short_leases_are_renewed_in_time() -> None:
     """A router may give less than is asked for."""
     router = FakeRouter(lifetime=20)

@@ -20,7 +20,7 @@ import trio
 
 from ..address import Address
 from ..errors import MappingError, MappingRefused
-from .gateway import Gateway, gateways
+from .gateway import Gateway, default_gateway
 from .outlook import check_lease, check_outer, needless, summary
 from .pcp import NONCE, Epoch, restarted
 from .reach import Claim, Confidence
@@ -87,7 +87,7 @@ class Mapped:
     ) -> None:
         nonce = secret[:NONCE] if len(secret) >= NONCE else token_bytes(NONCE)
         self._lease, self._check = lease, check
-        self._find = find or gateway4
+        self._find = find or default_gateway
         self._speak = routers or (lambda gateway: all_routers(gateway, nonce))
         self._chance = chance or random.Random()
         self._bound: Address | None = None
@@ -207,16 +207,23 @@ class Mapped:
     # -- looking for one that maps ---------------------------------------------------------------
 
     async def _search(self, inner: int) -> None:
-        """Map, or renew, through the first router that will."""
-        self._troubles = {}
-        async with trio.open_nursery() as nursery:
-            for rank, router in enumerate(self._routers):
-                nursery.start_soon(self._try, rank, router, inner, nursery.cancel_scope)
+        """Map, or renew: as before if that works, else through the first that will."""
+        held = self._held
+        if held is not None:
+            await self._ask((held.router,), inner)
+        if self._held is held:
+            await self._ask(self._routers, inner)
         if self._held is not None and self._held.until <= trio.current_time():
             self._held = None
         if self._held is None:
             ranked = [router.protocol for router in self._routers]
             self._why = summary({p: self._troubles[p] for p in ranked if p in self._troubles})
+
+    async def _ask(self, routers: Sequence[Router], inner: int) -> None:
+        self._troubles = {}
+        async with trio.open_nursery() as nursery:
+            for rank, router in enumerate(routers):
+                nursery.start_soon(self._try, rank, router, inner, nursery.cancel_scope)
 
     async def _try(self, rank: int, router: Router, inner: int, others: trio.CancelScope) -> None:
         try:
@@ -253,11 +260,6 @@ class Mapped:
         return _Held(router, address, now + lease.lifetime, now + wait, heard, asked)
 
 
-def gateway4() -> Gateway | None:
-    """This machine's IPv4 router, if it has one."""
-    return next((g for g in gateways() if "." in g.host), None)
-
-
 def all_routers(gateway: Gateway, nonce: bytes) -> tuple[Router, ...]:
     """The router in each protocol, the best one first."""
     return PcpRouter(gateway, nonce), PmpRouter(gateway), UpnpRouter(gateway)
@@ -270,7 +272,7 @@ async def probe(
     gateway: Gateway | None = None, routers: Sequence[Router] | None = None
 ) -> tuple[Probe, ...]:
     """Ask for a router in each protocol, side by side; nothing is mapped. Under three seconds."""
-    gateway = gateway or gateway4()
+    gateway = gateway or default_gateway()
     if routers is None:
         routers = all_routers(gateway, token_bytes(NONCE)) if gateway else ()
     found: dict[str, Probe] = {r.protocol: Probe(r.protocol, NO_ANSWER) for r in routers}
