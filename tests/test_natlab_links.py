@@ -30,7 +30,7 @@ class Over6:
 
 
 def test_over_ipv6(tmp_path: Path, lab: NatLab) -> None:
-    """Who listens on IPv6 is seen, announced and met there."""
+    """Who listens on [::] is seen and announced at its IPv6 address, beside the IPv4 one."""
     hosts = [lab.public("alice"), lab.public("bob")]
     with Swarm(tmp_path) as swarm:
         post = lab.public("tracker")
@@ -40,7 +40,8 @@ def test_over_ipv6(tmp_path: Path, lab: NatLab) -> None:
         for node, other, host in ((alice, bob, hosts[0]), (bob, alice, hosts[1])):
             connected(node, other)
             status = averages(node)
-            assert status.public == f"[{host.address6}]:6000"
+            assert status.public in {f"[{host.address6}]:6000", f"{host.address}:6000"}
+            swarm.tracker_process.says(f"[{host.address6}]:6000")
 
 
 def test_two_behind_one_nat_meet_at_home(tmp_path: Path, lab: NatLab) -> None:
@@ -130,10 +131,10 @@ def test_an_address_that_changes(tmp_path: Path, lab: NatLab) -> None:
         hosts[1].move(*lab.place())
         began = time.monotonic()
         bob.wait(lambda s: s.public.startswith(hosts[1].address))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 3
         alice.wait(lambda s: not any(p.state == "connected" and old in p.path for p in s.peers))
         connected(alice, bob)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 10
         averages(alice, epoch(alice))
         averages(bob, epoch(bob))
         # A newcomer isn't sent to the old address.
