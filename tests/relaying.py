@@ -155,7 +155,14 @@ async def store(relay: Place, author: Fellow, seq: int = 1, **fields: Any) -> He
     return model
 
 
-def scene(folder: Path, check: Callable[..., Any], count: int, *, space: int = 4 * MOST) -> None:
+def scene(
+    folder: Path,
+    check: Callable[..., Any],
+    count: int,
+    *,
+    space: int = 4 * MOST,
+    schedule: int = 0,
+) -> None:
     """Run `check(lab, relay, peers…)` with so many peers in the laboratory, in virtual time."""
 
     async def main() -> None:
@@ -166,4 +173,4 @@ def scene(folder: Path, check: Callable[..., Any], count: int, *, space: int = 4
         ):
             await check(lab, relay, *everyone)
 
-    virtual(main)
+    virtual(main, schedule=schedule)

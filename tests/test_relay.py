@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from fellows import CHUNK, Fellow, Rogue, fellows, host_of, noise, virtual
+from fellows import CHUNK, RUN, Fellow, Rogue, fellows, host_of, noise, virtual
 from golden import golden
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from models import NOW, manifest, sealed
 from relaying import Place, leave, place, scene, store
 
@@ -19,15 +22,22 @@ from p2pnode.transport import admission, checker, downloads, shelf
 from p2pnode.transport import relay as module
 from p2pnode.transport.bucket import Bucket
 from p2pnode.transport.downloads import DOWNLOADS_A_HOST, DOWNLOADS_LIMIT
+from p2pnode.transport.errors import LinkClosed
+from p2pnode.transport.link import Piece
 from p2pnode.transport.manifest import EXPIRY
 from p2pnode.transport.messages import (
     RELAY_RUN,
+    Credit,
+    Done,
     Fetch,
     Gone,
     Hello,
+    Message,
     Offer,
+    Ping,
     Reject,
     Run,
+    Stop,
     Want,
     to_bytes,
 )
@@ -550,3 +560,46 @@ def test_who_reads_a_model_that_goes_is_told(tmp_path: Path, why: str) -> None:
         assert (await mallory.hear(Gone)).transfer == 3
 
     scene(tmp_path, check, 3, space=88 * CHUNK)
+
+
+DATA = noise(9, 2)
+MODEL = sealed(9, manifest(DATA, seq=1))
+ID = admission.identify(MODEL)
+FRAMES = st.one_of(
+    st.binary(max_size=100),
+    st.builds(Piece, st.integers(0, 2), st.integers(0, 2), st.just(0), st.just(DATA[:CHUNK])),
+    st.sampled_from(
+        [
+            *(Hello(RUN, 1), Want(), Offer(MODEL), Offer(b"x"), Ping(1), Credit(1, 8), Stop(1)),
+            *(Offer(sealed(9, manifest(noise(9, 1), seq=2))), Gone(1), Done(ID)),
+            *(Reject(ID, "digest", "x"), Fetch(1, ID, ((0, 1),), 8), Fetch(2, ID, ((9, 9),), 8)),
+        ]
+    ),
+)
+
+
+@given(st.lists(FRAMES, max_size=12), st.booleans(), st.integers(0, 2**16))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_frames_leave_the_others_unharmed(
+    tmp_path_factory: pytest.TempPathFactory,
+    frames: list[bytes | Piece | Message],
+    greets: bool,
+    schedule: int,
+) -> None:
+    """Whatever a client says in whatever order: nothing is raised, what lies there is whole, and
+    other clients exchange their models."""
+
+    async def check(lab: Lab, relay: Place, alice: Fellow, bob: Fellow) -> None:
+        mallory = await relay.rogue(lab, 9, greets=greets)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mallory.farewell)
+            with suppress(LinkClosed):
+                await mallory.say(*frames)
+            model = await store(relay, alice)
+            await relay.join(bob)
+            await bob.until(lambda: bob.holds(model))
+            nursery.cancel_scope.cancel()
+        assert all(shelf.intact(held) for held in relay.shelf.held())
+        assert {held.peer for held in relay.shelf.held()} <= {alice.me, identity(9).peer_id}
+
+    scene(tmp_path_factory.mktemp("any"), check, 2, schedule=schedule)

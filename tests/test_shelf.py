@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -273,6 +274,20 @@ def test_an_idle_part_goes_first(place: Place) -> None:
     assert not list((place.folder / "part").iterdir())
 
 
+def test_an_idle_part_expires(place: Place) -> None:
+    """Of an author that never comes again; one that is still being filled stays."""
+    idle, busy = place.begin(20), place.begin(21)
+    coming = {busy.envelope.id: None}.keys()
+    place.now = NOW + EXPIRY - 1
+    place.shelf.tidy(set(), coming)
+    assert place.shelf.taken == 2 * SIZE
+    place.now += 2
+    place.shelf.tidy(set(), coming)
+    assert place.shelf.taken == SIZE
+    assert len(place.files()) == 1
+    assert not place.shelf.readable(idle.envelope.id)
+
+
 def test_a_replaced_model_goes_before_others(place: Place) -> None:
     """Who reads it slowly doesn't cost others theirs: it is told that it is gone."""
     old = place.put(2, 1)
@@ -374,6 +389,51 @@ def test_an_older_model_that_was_about_to_go(place: Place) -> None:
         path.write_bytes(data)
     assert place.open().newest(ALICE) == 4
     assert len(place.files()) == 2
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("put"), st.integers(2, 9), st.integers(1, 5 * SIZE // 2)),
+    st.tuples(st.just("begin"), st.integers(2, 9), st.integers(1, 5 * SIZE // 2)),
+    st.tuples(st.just("tidy"), st.just(0), st.integers(0, 20_000)),
+    st.tuples(st.just("drop"), st.integers(0, 9), st.just(0)),
+    st.tuples(st.just("restart"), st.just(0), st.just(0)),
+)
+
+
+@given(st.lists(STEPS, max_size=30), st.integers(1, 12))
+def test_whatever_happens_the_limits_hold(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]], models: int
+) -> None:
+    """Bytes and models stay within limits, and what the index says lies on the disk, whole."""
+    place = Place(tmp_path_factory.mktemp("steps"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MODELS", models)
+        for seq, (what, number, amount) in enumerate(steps):
+            _step(place, what, seq, number, amount)
+            assert place.shelf.taken <= place.space
+            assert len(place.shelf.held()) <= models
+            assert all(intact(held) for held in place.shelf.held())
+            assert len(list(place.folder.glob("*.*"))) == 2 * len(place.shelf.held())
+            parts = sum(path.stat().st_size for path in (place.folder / "part").iterdir())
+            models_size = sum(held.manifest.size for held in place.shelf.held())
+            assert parts + models_size <= place.shelf.taken
+
+
+def _step(place: Place, what: str, seq: int, number: int, amount: int) -> None:
+    host, data = f"10.0.0.{number % 3}", b"x" * amount
+    if what in ("put", "begin"):
+        with contextlib.suppress(Refusal):
+            model = place.begin(number, seq, host, data=data)
+            if what == "put":
+                place.end(model)
+    elif what == "tidy":
+        place.now += amount
+        place.shelf.tidy(set(), NOBODY.keys())
+    elif what == "drop":
+        for held in place.shelf.held()[number : number + 1]:
+            assert place.shelf.drop(held.id)
+    else:
+        place.open()
 
 
 @given(st.binary(max_size=300) | st.builds(dict, envelope=st.binary()).map(wire.encode))

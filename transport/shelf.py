@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .admission import DISK, Offered, Refusal
+from .manifest import EXPIRY
 from .messages import Run
 from .notes import SUFFIXES, Stored, remove, whole, write
 from .outgoing import Held
@@ -39,12 +40,13 @@ MODELS = 1024
 
 @dataclass(slots=True)
 class Part:
-    """A model on its way; `busy`: it is being filled."""
+    """A model on its way; `busy`: it is being filled; else it goes at `until`."""
 
     path: Path
     model: bytes
     size: int
     host: str
+    until: float
     busy: bool = True
 
 
@@ -118,7 +120,8 @@ class Shelf:
             except Refusal:
                 path.unlink(missing_ok=True)
                 raise
-            self._parts[author] = Part(path, offered.envelope.id, size, host)
+            until = min(offered.manifest.expires, self._wall() + EXPIRY)
+            self._parts[author] = Part(path, offered.envelope.id, size, host, until)
         return PartFile(path, offered.manifest)
 
     def file(self, offered: Offered, path: Path) -> None:
@@ -155,8 +158,10 @@ class Shelf:
                     self._evict(peer)
             for model in [model for model in self._replaced if model not in reading]:
                 del self._replaced[model]
-            for part in self._parts.values():
+            for author, part in list(self._parts.items()):
                 part.busy = part.model in coming
+                if not part.busy and now >= part.until:
+                    self._drop_part(author)
 
     # -- making room (with the lock) -------------------------------------------------------------
 
