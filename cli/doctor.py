@@ -13,10 +13,11 @@ from ..node.diagnosis import Diagnosis, diagnose
 from ..node.doctor import Doctor
 from ..node.home import Home
 from ..node.instruments import instruments
+from ..node.status import printable
 from ..node.symptoms import Check
 from ..transport.identity import Identity
 from ..transport.network import TcpNetwork
-from .lines import BAD, GOOD, LABEL, WARN, cut, line, wrap
+from .lines import BAD, GOOD, LABEL, WARN, cut, flow, line, wrap
 
 SIGNS = {"ok": ("✓", GOOD), "info": ("·", LABEL), "warn": ("!", WARN), "fail": ("✗", BAD)}
 NAME = len("port mapping")
@@ -48,9 +49,14 @@ def screen(found: Diagnosis, width: int) -> list[Text]:
     """The checks, what they come to, and what to do next."""
     lines = [each for check in found.checks for each in _rows(check, width)]
     style = GOOD if found.able else BAD
-    lines += [line(), *(line("  ", each) for each in wrap(found.summary, width - 4, style))]
-    lines += [line("  ", each) for each in wrap(found.next, width - 4)]
+    lines += [line(), *_words(found.summary, width, style), *_words(found.next, width)]
     return [cut(each, width) for each in lines]
+
+
+def _words(text: str, width: int, style: str = "") -> list[Text]:
+    """A paragraph, on as many lines as it needs."""
+    words = [line((word, style)) for word in printable(text).split()]
+    return [line("  ", each) for each in flow(words, width - 4, gap=1)]
 
 
 def _rows(check: Check, width: int) -> list[Text]:

@@ -14,7 +14,7 @@ from ..transport.nat.behaviour import MappingKind
 from ..transport.nat.gateway import is_inner
 from .findings import Findings
 from .status import printable
-from .symptoms import Check, behind_nat, checks
+from .symptoms import Check, checks
 
 FINE = "Nothing needs to be done."
 
@@ -52,6 +52,9 @@ def diagnose(f: Findings) -> Diagnosis:
 
 def _ways_in(f: Findings) -> tuple[str, str]:
     """How others come to this node, and what would make it better."""
+    if f.inside:
+        text = "Machines of this network can connect to this node. Nobody could look from outside."
+        return text, "That is enough for a swarm at home; for more, use a tracker outside."
     if f.reachable:
         return "Others can connect to this node directly.", FINE
     if _maps(f):
@@ -87,7 +90,7 @@ def _open_up(f: Findings) -> str:
     """What the user can do to be reachable."""
     port = f.door.address.port
     here = f.hosts[0] if f.hosts else "this machine"
-    if behind_nat(f) is False:
+    if f.behind_nat is False:
         return f"allow TCP port {port} in the firewall of this machine or its provider"
     if f.unreached is not None and f.unreached.outcome is Outcome.FOREIGN:
         return f"forward another TCP port of the router to {here}, and give it with --public"

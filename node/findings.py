@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..tracker.verdict import Outcome
-from ..transport.address import Address
-from ..transport.nat.behaviour import Behaviour
+from ..transport.address import Address, is_name
+from ..transport.nat.behaviour import Behaviour, MappingKind
+from ..transport.nat.gateway import is_inner
 from ..transport.peer_address import PeerAddress
 from .status import NodeStatus
 
 SHUT_OUT: Final = re.compile(r"not reachable at (\S+): ([^;]+)")
 """How reachability.py says it."""
+
+LOOPBACK: Final = {"127.0.0.1", "::1"}
+"""Where a tracker on the same machine sees us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,25 @@ class Findings:
         if self.status is not None:
             return self.status.reachability.startswith(("reachable", "reached"))
         return self.reached is not None
+
+    @property
+    def inside(self) -> bool:
+        """Whether all that is known is that machines of this network come in."""
+        if self.status is not None or self.reached is None or is_name(self.reached.address.host):
+            return False
+        return is_inner(self.reached.address.host)
+
+    @property
+    def behind_nat(self) -> bool | None:
+        """Whether there is a NAT; None where nobody could say."""
+        nat = self.tcp if self.tcp is not None and self.tcp.mapped else self.udp
+        if nat is not None and nat.mapped is not None and not is_inner(nat.mapped.host):
+            return nat.kind is not MappingKind.NO_NAT
+        seen = {tracker.seen.host for tracker in self.met if tracker.seen} - LOOPBACK
+        ours = seen & set(self.hosts)
+        if not seen or (ours and all(map(is_inner, ours))):
+            return None  # who is in the same network can't tell
+        return not ours
 
 
 def _told(reachability: str) -> tuple[DialledBack, ...]:

@@ -145,6 +145,8 @@ def nat(f: Findings) -> Iterator[Check]:
     found = f.tcp if f.tcp is not None and f.tcp.mapped else f.udp
     if found is None or found.mapped is None:
         yield _unknown_nat(f)
+    elif found.kind is MappingKind.NO_NAT and is_inner(found.mapped.host):
+        yield Check("NAT", "info", "unknown: the STUN servers are in this network", GIVE_STUN)
     elif found.kind is MappingKind.NO_NAT:
         yield Check("NAT", "ok", "none: others see this machine's own address")
     elif found.kind is MappingKind.UNKNOWN:
@@ -157,7 +159,7 @@ def nat(f: Findings) -> Iterator[Check]:
 
 
 def _unknown_nat(f: Findings) -> Check:
-    there = {True: "there is one, of unknown kind", False: "none", None: "unknown"}[behind_nat(f)]
+    there = {True: "there is one, of unknown kind", False: "none", None: "unknown"}[f.behind_nat]
     if not f.servers:
         return Check("NAT", "info", f"{there}: no STUN server is known", GIVE_STUN)
     return Check("NAT", "info", f"{there}: no STUN server answers", GIVE_STUN)
@@ -165,15 +167,6 @@ def _unknown_nat(f: Findings) -> Check:
 
 def _port(found: Behaviour) -> str:
     return "keeps the port" if found.port_preserving else "changes the port"
-
-
-def behind_nat(f: Findings) -> bool | None:
-    """Whether there is a NAT; None where nobody could say."""
-    found = f.tcp if f.tcp is not None and f.tcp.mapped else f.udp
-    if found is not None and found.mapped is not None:
-        return found.kind is not MappingKind.NO_NAT
-    seen = {tracker.seen.host for tracker in f.met if tracker.seen}
-    return not seen & set(f.hosts) if seen else None
 
 
 def mapping(f: Findings) -> Iterator[Check]:
@@ -203,12 +196,14 @@ def _way(f: Findings, name: str) -> str:
 
 def dial_back(f: Findings) -> Iterator[Check]:
     """Whether a stranger gets in."""
+    verdict: Verdict
     if f.status is not None:
-        verdict: Verdict = "ok" if f.reachable else "info"
-        bad = f.status.reachability.startswith("not reachable")
-        yield Check("dial-back", "warn" if bad else verdict, f.status.reachability)
+        verdict = "warn" if f.unreached else "ok" if f.reachable else "info"
+        yield Check("dial-back", verdict, f.status.reachability)
     elif f.reached is not None:
-        yield Check("dial-back", "ok", f"{f.reached.address} was reached from outside")
+        whence = "by a tracker in this network" if f.inside else "from outside"
+        verdict = "info" if f.inside else "ok"
+        yield Check("dial-back", verdict, f"{f.reached.address} was reached {whence}")
     elif f.unreached is not None:
         text = f"{f.unreached.address} could not be reached: {f.unreached.why}"
         yield Check("dial-back", "warn", text)
@@ -254,7 +249,7 @@ def firewall(f: Findings) -> Iterator[Check]:
     """What seems to be blocked: a guess from all the rest."""
     guesses = [*_outward(f), *_inward(f)]
     if guesses:
-        bad = f.unreached is not None and behind_nat(f) is False
+        bad = f.unreached is not None and f.behind_nat is False
         yield Check("firewall", "warn" if bad else "info", "; ".join(guesses))
     elif f.met:
         yield Check("firewall", "ok", "nothing seems to be blocked")
@@ -271,7 +266,7 @@ def _outward(f: Findings) -> Iterator[str]:
 
 
 def _inward(f: Findings) -> Iterator[str]:
-    who = "the router" if behind_nat(f) else "a firewall, here or at the provider,"
+    who = "the router" if f.behind_nat else "a firewall, here or at the provider,"
     match f.unreached.outcome if f.unreached else None:
         case Outcome.TIMED_OUT | Outcome.UNREACHABLE:
             yield f"{who} drops what comes in unasked"

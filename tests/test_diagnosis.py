@@ -26,12 +26,12 @@ from statuses import swarm_of
 
 from p2pnode.cli.doctor import screen
 from p2pnode.node.diagnosis import diagnose
-from p2pnode.node.findings import Door, Findings, Knock, Mapping, Met, Wishes
+from p2pnode.node.findings import DialledBack, Door, Findings, Knock, Mapping, Met, Wishes
 from p2pnode.node.status import WayStatus
 from p2pnode.node.symptoms import LOOKS, Check
 from p2pnode.tracker.verdict import Outcome
 from p2pnode.transport.address import Address
-from p2pnode.transport.nat.behaviour import MappingKind
+from p2pnode.transport.nat.behaviour import Behaviour, MappingKind
 
 
 def check(found: Findings, name: str) -> Check:
@@ -40,6 +40,13 @@ def check(found: Findings, name: str) -> Check:
 
 
 # -- what is made of it ----------------------------------------------------------------------------
+
+
+def seen_at(host: str) -> Findings:
+    """One tracker sees us there; there is no STUN server."""
+    met = replace(MET, seen=Address(host, 50_000))
+    return replace(AT_HOME, trackers=(met,), servers=0, udp=None, tcp=None)
+
 
 CASES: dict[str, tuple[Findings, bool, str, str]] = {
     "public": (PUBLIC, True, "Others can connect to this node directly", "Nothing needs"),
@@ -96,6 +103,12 @@ CASES: dict[str, tuple[Findings, bool, str, str]] = {
         True,
         "Others can't connect",
         f"forward another TCP port of the router to {HOME}, and give it with --public",
+    ),
+    "a network of its own": (
+        replace(seen_at(HOME), dialbacks=(DialledBack(Address(HOME, 6000), Outcome.REACHABLE),)),
+        True,
+        "Machines of this network can connect to this node",
+        "a tracker outside",
     ),
     "nobody looked": (
         replace(AT_HOME, dialbacks=(out(None, "the tracker has no way to that address"),)),
@@ -167,6 +180,17 @@ def test_who_can_take_part_has_no_failure() -> None:
         assert able is not any(c.verdict == "fail" for c in diagnose(found).checks)
 
 
+AT_WORK = replace(
+    PUBLIC,
+    hosts=(HOME,),
+    trackers=(replace(MET, seen=Address(HOME, 50_000)),),
+    dialbacks=(DialledBack(Address(HOME, 6000), Outcome.REACHABLE),),
+    servers=0,
+    udp=None,
+    tcp=None,
+)
+"""With a tracker in the same private network."""
+
 LINES: list[tuple[Findings, str, str, str]] = [
     (PUBLIC, "interfaces", "ok", US),
     (replace(PUBLIC, hosts=tuple("abcdef")), "interfaces", "ok", "a, b, c, d and 2 more"),
@@ -230,6 +254,17 @@ LINES: list[tuple[Findings, str, str, str]] = [
         "unknown: no STUN server is known",
     ),
     (replace(AT_HOME, tcp=nat(MappingKind.BLOCKED)), "NAT", "ok", "endpoint-independent"),
+    (seen_at(US), "NAT", "info", "there is one, of unknown kind: no STUN server is known"),
+    (seen_at(HOME), "NAT", "info", "unknown: no STUN server is known"),
+    (seen_at("127.0.0.1"), "NAT", "info", "unknown: no STUN server is known"),
+    (seen_at("100.64.0.7"), "NAT", "info", "there is one, of unknown kind"),
+    (
+        replace(AT_HOME, tcp=Behaviour(MappingKind.NO_NAT, Address(HOME, 6000), True)),
+        "NAT",
+        "info",
+        "unknown: the STUN servers are in this network",
+    ),
+    (AT_WORK, "dial-back", "info", f"{HOME}:6000 was reached by a tracker in this network"),
     (replace(AT_HOME, mapping=Mapping("PCP", US)), "port mapping", "ok", "offers it (PCP)"),
     (
         replace(AT_HOME, mapping=Mapping("PCP"), wishes=Wishes(("relay",))),
@@ -330,7 +365,7 @@ def test_a_node_with_peers_needs_no_tracker() -> None:
 # -- how it is told --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [1, 40, 80, 200])
+@pytest.mark.parametrize("width", [1, 20, 40, 80, 200])
 def test_it_fits_on_one_screen(width: int) -> None:
     """At 80 cells each case has 24 lines at most; no line is ever too wide."""
     for found, *_ in CASES.values():

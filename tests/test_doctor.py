@@ -22,7 +22,7 @@ from p2pnode.node.config import load
 from p2pnode.node.diagnosis import diagnose
 from p2pnode.node.doctor import CONTACT_SECONDS, SECONDS, Doctor, Tools
 from p2pnode.node.findings import DialledBack, Door, Findings, Knock, Mapping
-from p2pnode.node.status import NodeStatus
+from p2pnode.node.status import NodeStatus, TrackerStatus
 from p2pnode.tracker.protocol import Announce, Welcome, parse_request, to_bytes
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import TrackerServer
@@ -179,6 +179,18 @@ def test_a_public_address_is_what_is_checked() -> None:
     staged(test)
 
 
+def test_an_address_that_means_nothing_outside() -> None:
+    """Who listens on a private address only can't be dialled from outside, and that is said."""
+
+    async def test(stage: Stage) -> None:
+        await stage.tracker()
+        found = await stage.examine(TRACKER, public="192.168.1.10:6000")
+        why = "192.168.1.10:6000 means nothing to the tracker"
+        assert found.dialbacks == (DialledBack(Address("192.168.1.10", 6000), None, why),)
+
+    staged(test)
+
+
 def test_a_tracker_that_only_says_so_proves_nothing() -> None:
     """It must have said our nonce at our door."""
 
@@ -277,12 +289,14 @@ def test_a_node_that_runs_is_asked() -> None:
 
     async def test(stage: Stage) -> None:
         await stage.tracker()
-        stage.status = replace(swarm_of(2), listening="0.0.0.0:7000")
+        at = TrackerStatus(str(SECOND), "connected")
+        stage.status = replace(swarm_of(2), listening="0.0.0.0:7000", trackers=(at,))
         found = await stage.examine(TRACKER)
+        assert [met.address for met in found.trackers] == [TRACKER, SECOND]
         assert found.door == Door(Address("0.0.0.0", 7000), "ours")
         assert found.dialbacks == ()
         assert isinstance(found.status, NodeStatus)
-        stage.status = replace(swarm_of(2), listening="")
+        stage.status = replace(swarm_of(2), listening="", trackers=())
         assert (await stage.examine()).door == Door(DOOR, "ours")
 
     staged(test)
