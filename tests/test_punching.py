@@ -23,7 +23,8 @@ from p2pnode.transport.nat.reach import Claim, Confidence
 
 LOCAL = Address("0.0.0.0", 6000)
 ONE, TWO = Address("192.0.2.1", 3478), Address("192.0.2.2", 3478)
-HOME, MOVED = Address("198.51.100.7", 6000), Address("203.0.113.9", 41000)
+HOME, NEXT = Address("198.51.100.7", 6000), Address("203.0.113.9", 6000)
+MOVED = Address("198.51.100.7", 41000)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Sky:
     silent: set[Address] = field(default_factory=set)
     servers: tuple[Address, ...] = (ONE,)
     needed: bool = True
+    symmetric: bool = False  # another port each time
     asked: list[tuple[float, Address]] = field(default_factory=list)
     open: int = 0
 
@@ -55,7 +57,8 @@ class Sky:
                 await trio.sleep_forever()
             if server not in self.answers:
                 raise StunError(f"{server}: connection refused")
-            yield Told(self.answers[server])
+            port = 40000 + len(self.asked)
+            yield Told(Address(HOME.host, port) if self.symmetric else self.answers[server])
         finally:
             self.open -= 1
 
@@ -103,6 +106,32 @@ def test_what_a_server_sees_is_claimed_as_a_guess() -> None:
     living(check)
 
 
+def test_another_port_than_inside_is_claimed_once_it_has_stayed_the_same() -> None:
+    """A call names it at once; others dial it when a minute has shown that it is no passing one."""
+
+    async def check(_: Sky, way: Punched) -> None:
+        await trio.sleep(1)
+        assert await way.sight() == MOVED
+        assert not claimed(way)
+        await trio.sleep(LOOK_SECONDS + HOLD_SECONDS)
+        assert claimed(way)[0].address == MOVED
+
+    living(check, Sky({ONE: MOVED}))
+
+
+def test_a_symmetric_nat_s_port_is_never_claimed() -> None:
+    """It is another one at each look: whoever dials it does so in vain."""
+
+    async def check(sky: Sky, way: Punched) -> None:
+        for _ in range(100):
+            await trio.sleep(LOOK_SECONDS / 10)
+            assert not claimed(way)
+            assert HOME.host in way.detail
+        assert len(sky.asked) == 9
+
+    living(check, Sky(symmetric=True))
+
+
 def test_it_is_asked_again_every_minute() -> None:
     """The connection is held for ten seconds, so that an attempt finds the mapping awake."""
 
@@ -111,11 +140,11 @@ def test_it_is_asked_again_every_minute() -> None:
         assert sky.open == 1
         await trio.sleep(3)
         assert sky.open == 0
-        sky.answers[ONE] = MOVED
+        sky.answers[ONE] = NEXT
         await trio.sleep(LOOK_SECONDS)
         first, second = sky.times()
         assert second - first == HOLD_SECONDS + LOOK_SECONDS + 0.1
-        assert claimed(way)[0].address == MOVED
+        assert claimed(way)[0].address == NEXT
 
     living(check)
 
@@ -189,10 +218,10 @@ def test_the_next_server_is_asked_where_one_fails_or_hangs() -> None:
 
     async def check(_: Sky, way: Punched) -> None:
         await trio.sleep(ASK_SECONDS + 1)
-        assert claimed(way)[0].address == MOVED
+        assert claimed(way)[0].address == NEXT
 
     for silent in (set[Address](), {ONE}):
-        living(check, Sky({TWO: MOVED}, silent, (ONE, TWO)))
+        living(check, Sky({TWO: NEXT}, silent, (ONE, TWO)))
 
 
 def test_without_a_server_there_is_nothing_to_wait_for() -> None:
@@ -223,7 +252,7 @@ def test_a_changed_network_is_looked_at_now() -> None:
     async def check(sky: Sky, way: Punched) -> None:
         for pause in (1, HOLD_SECONDS + 5):  # while the connection is held, and later
             await trio.sleep(pause)
-            sky.answers[ONE] = MOVED if claimed(way)[0].address == HOME else HOME
+            sky.answers[ONE] = NEXT if claimed(way)[0].address == HOME else HOME
             way.changed()
             assert not claimed(way)
             await trio.sleep(1)

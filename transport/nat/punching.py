@@ -1,9 +1,10 @@
 """I/O: the `Reach` named "punching": where the NAT shows the port that we listen on.
 
 A STUN server is asked over TCP from the listening port. What it sees is where others aim when they
-punch; a full-cone NAT lets everybody in there, so it is claimed as well, as a guess. While others
-reach us anyway nobody is asked, until a call needs to know. The connection stays open for the time
-that an attempt takes: a NAT keeps a port for as long as a connection uses it.
+punch; a full-cone NAT lets everybody in there, so it is claimed as well, as a guess, if it is the
+same port as inside or stays the same (a symmetric NAT's is another each time: nobody should dial
+it). While others reach us anyway nobody is asked, until a call needs to know. The connection stays
+open for the time that an attempt takes: a NAT keeps a port for as long as a connection uses it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
@@ -44,6 +46,20 @@ class Binding(Protocol):
         """From where it sees the connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a server saw, since when it has been the same, and when it was seen last."""
+
+    address: Address
+    first: float
+    last: float
+
+    @property
+    def until(self) -> float:
+        """So long it is believed."""
+        return self.last + CLAIM_SECONDS
+
+
 Ask: TypeAlias = Callable[[Address, Address], AbstractAsyncContextManager[Binding]]
 
 
@@ -66,7 +82,7 @@ class Punched:
     ) -> None:
         self._servers, self._needed, self._clock, self._ask = servers, needed, clock, ask
         self._local: Address | None = None
-        self._mapped: Claim | None = None
+        self._seen: _Sight | None = None
         self._wanted = self._held = False
         self._again, self._looked = trio.Event(), trio.Event()
 
@@ -83,15 +99,19 @@ class Punched:
     @property
     def detail(self) -> str:
         """Where the port is seen, for people."""
-        return f"seen at {self._mapped.address} from outside" if self._mapped else ""
+        return f"seen at {self._seen.address} from outside" if self._seen else ""
 
     def claims(self, now: float) -> tuple[Claim, ...]:
-        """The address that a server sees."""
-        return (self._mapped,) if self._mapped and self._mapped.until > now else ()
+        """The address that a server sees, where others may be let in."""
+        seen = self._seen
+        if seen is None or self._local is None or seen.until <= now:
+            return ()
+        steady = seen.address.port == self._local.port or seen.last - seen.first >= LOOK_SECONDS
+        return (Claim(seen.address, Confidence.GUESSED, seen.until),) if steady else ()
 
     def changed(self) -> None:
         """What was seen was another network."""
-        self._mapped = None
+        self._seen = None
         self._again.set()
 
     async def sight(self) -> Address | None:
@@ -104,10 +124,13 @@ class Punched:
             self._again.set()
             if self._looked.is_set():
                 self._looked = trio.Event()
-            if not self.claims(self._clock()):
+            if self._known() is None:
                 with trio.move_on_after(ASK_SECONDS):
                     await self._looked.wait()
-        return next((claim.address for claim in self.claims(self._clock())), None)
+        return self._known()
+
+    def _known(self) -> Address | None:
+        return self._seen.address if self._seen and self._seen.until > self._clock() else None
 
     async def run(self, *, task_status: Any) -> None:
         """Look, and look again after a while, until cancelled."""
@@ -120,7 +143,7 @@ class Punched:
                 with trio.move_on_after(LOOK_SECONDS if found else PAUSE_SECONDS):
                     await self._again.wait()
         finally:
-            self._mapped = None
+            self._seen = None
 
     async def _look(self) -> bool:
         """Ask one server after another until one has told."""
@@ -148,7 +171,9 @@ class Punched:
 
     async def _hold(self, address: Address) -> None:
         """This was seen; stay until there is a reason to look again."""
-        self._mapped = Claim(address, Confidence.GUESSED, self._clock() + CLAIM_SECONDS)
+        now, before = self._clock(), self._seen
+        first = before.first if before is not None and before.address == address else now
+        self._seen = _Sight(address, first, now)
         self._held = True
         self._looked.set()
         try:
