@@ -8,6 +8,7 @@ would find out only after seconds.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,7 +214,9 @@ class Presence:
 
     def _look_at_machine(self) -> None:
         """What addresses it has: the first look, or a change of them, or nothing."""
-        before, self._machine = self._machine, self._look()
+        before = self._machine
+        with contextlib.suppress(OSError):  # no descriptor free for it: a look later there may be
+            self._machine = self._look()
         gone = before.every - self._machine.every
         self._ways.direct.has(self._machine.hosts)
         moved = bool(before.every) and before.hosts != self._machine.hosts

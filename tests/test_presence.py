@@ -289,6 +289,24 @@ def test_containers_that_come_and_go_are_no_change() -> None:
     play(scene)
 
 
+def test_a_look_that_fails_changes_nothing() -> None:
+    """Out of descriptors the system tells no addresses; they are still the same."""
+
+    def out_of_descriptors() -> Machine:
+        raise OSError(24, "Too many open files")
+
+    async def scene(stage: Stage) -> None:
+        async with stage.tracker():
+            alice = await stage.member(1)
+            await trio.sleep(5)
+            before = alice.presence.addresses()
+            alice.presence._look = out_of_descriptors
+            await trio.sleep(5)
+            assert (alice.presence.addresses(), alice.gone) == (before, [])
+
+    play(scene)
+
+
 def test_a_machine_without_a_way_out() -> None:
     """What isn't known isn't announced, and is as soon as it is."""
 
