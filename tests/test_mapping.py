@@ -28,7 +28,7 @@ from p2pnode.transport.nat.mapping import (
 )
 from p2pnode.transport.nat.outlook import needless, summary
 from p2pnode.transport.nat.reach import Claim, Confidence
-from p2pnode.transport.nat.routers import NO_ANSWER, NO_OUTER, Heard, Lease
+from p2pnode.transport.nat.routers import NO_ANSWER, NO_OUTER, Heard, Lease, PcpRouter
 
 HOME = Gateway("192.168.1.1", "192.168.1.10")
 OUTER = "203.0.113.7"
@@ -135,6 +135,18 @@ async def test_a_mapping_is_claimed_and_ended() -> None:
         assert router.mapped == {7001: 6000}
     assert router.mapped == {}
     assert mapped.claims(trio.current_time()) == ()
+
+
+def test_the_nonce_is_the_same_in_each_life() -> None:
+    """A killed node can renew its mapping; without a secret each life has a nonce of its own."""
+
+    def nonce(secret: bytes) -> bytes:
+        router = Mapped(secret=secret)._speak(HOME)[0]
+        assert isinstance(router, PcpRouter)
+        return router._nonce
+
+    assert nonce(b"mine") == nonce(b"mine")
+    assert len({nonce(b"mine"), nonce(b"yours"), nonce(b""), nonce(b"")}) == 4
 
 
 @virtual

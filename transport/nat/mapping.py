@@ -13,6 +13,7 @@ import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any, Final
 
@@ -69,8 +70,8 @@ class _Held:
 class Mapped:
     """Others connect to a port of our router, which forwards it to the port that we listen on.
 
-    `secret`: 12 bytes or more that nobody else knows; if they are the same in each life of a node,
-    it can renew what it left behind when it was killed.
+    `secret`: what nobody else knows. If it is the same in each life of a node, it can renew what it
+    left behind when it was killed; others get it refused until the lease ends (PCP).
     """
 
     name = "mapping"
@@ -85,7 +86,7 @@ class Mapped:
         routers: Callable[[Gateway], Sequence[Router]] | None = None,
         chance: random.Random | None = None,
     ) -> None:
-        nonce = secret[:NONCE] if len(secret) >= NONCE else token_bytes(NONCE)
+        nonce = blake2b(secret or token_bytes(NONCE), digest_size=NONCE).digest()
         self._lease, self._check = lease, check
         self._find = find or default_gateway
         self._speak = routers or (lambda gateway: all_routers(gateway, nonce))
