@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn, TypeAlias
 
 from ..node.kinds import BOOLEAN
-from ..node.options import OPTIONS, TRACKER_PORT, Option
+from ..node.options import OPTIONS, STUN_PORT, TRACKER_PORT, Option
 from .errors import UsageError
 
 DEMO_EPOCHS: Final = "4"
@@ -18,6 +18,13 @@ DEMO_SHARDS: Final = "20"
 
 KEYED: Final = ("home", "passphrase_file")
 """The options of verbs that use a key and nothing else."""
+
+NETWORKED: Final = ("home", "tracker", "peer", "lan", "public", "listen", "reach", "stun")
+"""The options of a node that say how it is reached."""
+
+
+RELAYING: Final = ("relay", "relay_space")
+"""The options of a node that a tracker has, too."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +58,7 @@ def parser() -> Parser:
     _json(_verb(verbs, "config", "print every setting and where it came from", ("home",)))
     _verb(verbs, "run", "run a node: train and exchange models", [o.name for o in OPTIONS])
     _status(_verb(verbs, "status", "show what the running node is doing", ("home",)))
+    _json(_verb(verbs, "doctor", "say why others can't reach this node, and what helps", NETWORKED))
     _tracker(_verb(verbs, "tracker", "run a tracker, which knows the peers of swarms", ()))
     _demo(_verb(verbs, "demo", "a tracker and three nodes train MNIST on this machine", ()))
     _verb(verbs, "version", "print the version", ())
@@ -105,6 +113,17 @@ def _tracker(verb: Parser) -> None:
         dest="address",
         help=f"address to listen on, port 0 for any free one (default: {where})",
     )
+    stun = f"0.0.0.0:{STUN_PORT}"
+    serve.add_argument(
+        "--stun",
+        metavar="HOST:PORT",
+        nargs="?",
+        const=stun,
+        help=f"tell peers where NATs show them, over UDP and TCP at this address ({stun})",
+    )
+    relay, space = (next(o for o in OPTIONS if o.name == name) for name in RELAYING)
+    serve.add_argument("--relay", action="store_true", help=relay.help)
+    serve.add_argument("--relay-space", metavar="SIZE", default=space.default, help=_help(space))
 
 
 def _demo(verb: Parser) -> None:

@@ -1,7 +1,15 @@
-"""`p2pnode tracker serve`: a tracker on a port of this machine, until it is told to stop."""
+"""`p2pnode tracker serve`: a tracker on a port of this machine, until it is told to stop.
+
+A relay listens at the tracker's port, too; a STUN server has a port of its own.
+"""
 
 import os
+import random
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -10,14 +18,28 @@ from ..tracker.registry import INSTANCE, Registry
 from ..tracker.server import TrackerServer
 from ..transport.address import Address
 from ..transport.identity import Identity
+from ..transport.link import Handlers
 from ..transport.network import TcpNetwork
+from ..transport.relay import Relay
+from ..transport.shelf import Shelf
 from .logs import Log, Printer, to_stdout
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a tracker serves: `relay` is the folder of the models that it holds, in so many bytes;
+    either may be None."""
+
+    address: Address
+    stun: Address | None = None
+    relay: Path | None = None
+    space: int = 0
+
+
 async def serve_tracker(
-    address: Address, identity: Identity, write: Callable[[bytes], object] = to_stdout
+    services: Services, identity: Identity, write: Callable[[bytes], object] = to_stdout
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ListenError where the address can't be had."""
+    """Serve until SIGINT or SIGTERM. Raises ListenError where an address can't be had."""
     log, printer = Log(), Printer(write)
 
     def tell(text: str) -> None:
@@ -27,12 +49,48 @@ async def serve_tracker(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(printer.run)
             await nursery.start(stop_on_signal, nursery.cancel_scope)
-            server = TrackerServer(Registry(os.urandom(INSTANCE)), log=tell)
-            network = TcpNetwork(identity, Strangers(tell).refused)
-            bound = await nursery.start(server.serve, network, address)
-            tell(f"tracker {identity.peer_id}: listening on {bound}")
+            await _start(services, identity, tell, nursery)
     finally:
         await printer.finish()
+
+
+async def _start(
+    services: Services, identity: Identity, tell: Callable[[str], None], nursery: trio.Nursery
+) -> None:
+    """Start all services; each is ready before the next one begins, and the tracker is the last."""
+    registry = Registry(os.urandom(INSTANCE))
+    beside: Handlers = {}
+    stun = 0
+    if services.stun is not None:
+        from ..transport.nat import stun_server
+
+        bound = await nursery.start(stun_server.serve, services.stun)
+        stun = bound.port
+        tell(f"STUN: listening on {bound}")
+    if services.relay is not None:
+        relay = _relay(services.relay, services.space, registry, tell)
+        await nursery.start(relay.run)
+        beside = {"relay": relay.serve}
+        tell(f"relay: models lie in {services.relay}")
+    server = TrackerServer(
+        registry, relay=services.relay is not None, stun=stun, wall=time.time, log=tell
+    )
+    network = TcpNetwork(identity, Strangers(tell).refused)
+    serve = partial(server.serve, beside=beside)
+    bound = await nursery.start(serve, network, services.address)
+    tell(f"tracker {identity.peer_id}: listening on {bound}")
+
+
+def _relay(folder: Path, space: int, registry: Registry, tell: Callable[[str], None]) -> Relay:
+    """A relay for the members of the registry's swarms."""
+    return Relay(
+        Shelf(folder, space, time.time),
+        admits=lambda peer, swarm: registry.lists(swarm, peer),
+        clock=trio.current_time,
+        wall=time.time,
+        chance=random.Random(),
+        log=lambda level, text: tell(f"relay: {text}"),
+    )
 
 
 async def stop_on_signal(

@@ -15,8 +15,15 @@ from ..node import config as settings
 from ..node.config import Config
 from ..node.errors import ControlError
 from ..node.home import Home
-from ..node.kinds import Kind, address, integer
-from ..node.options import COUNT_LIMIT, OPTIONS, TRACKER_PORT
+from ..node.kinds import Kind, address, integer, size
+from ..node.options import (
+    COUNT_LIMIT,
+    OPTIONS,
+    SPACE_LEAST,
+    SPACE_MOST,
+    STUN_PORT,
+    TRACKER_PORT,
+)
 from ..node.shard import SHARDS_LIMIT
 from .errors import NotRunning, UsageError
 
@@ -101,18 +108,30 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    config = _config(args)
+    return doctor(config, Home(config.home), as_json=args.json)
+
+
 def _tracker(args: argparse.Namespace) -> int:
     import trio
 
     from . import keys
-    from .serve import serve_tracker
+    from .serve import Services, serve_tracker
 
-    where = _read(address(TRACKER_PORT, any_port=True), "--listen", args.address)
     config = _config(args)
     home = Home(config.home)
+    services = Services(
+        address=_read(address(TRACKER_PORT, any_port=True), "--listen", args.address),
+        stun=args.stun and _read(address(STUN_PORT, any_port=True), "--stun", args.stun),
+        relay=home.path / "relay" if args.relay else None,
+        space=_read(size(SPACE_LEAST, SPACE_MOST), "--relay-space", args.relay_space),
+    )
     home.create()
     identity = keys.load_or_make(home.tracker_key, config.passphrase_file)
-    trio.run(serve_tracker, where, identity)
+    trio.run(serve_tracker, services, identity)
     return 0
 
 
@@ -139,6 +158,7 @@ VERBS: Final[dict[str, Verb]] = {
     "config": _show_config,
     "run": _run,
     "status": _status,
+    "doctor": _doctor,
     "tracker": _tracker,
     "demo": _demo,
     "version": _version,

@@ -20,8 +20,6 @@ from ..transport.address import Address
 from ..transport.admission import Offered
 from ..transport.exchange import Exchange
 from ..transport.identity import Identity, short
-from ..transport.link import Link
-from ..transport.nat.direct import Direct
 from ..transport.network import TcpNetwork
 from ..transport.outgoing import Held
 from ..transport.session import Session
@@ -31,8 +29,7 @@ from .config import Config
 from .errors import NodeError, leaves
 from .home import Home
 from .mailbox import Mailbox
-from .peers import Peers
-from .presence import Ears, Presence, Ways
+from .meeting import Meeting
 from .signals import ending
 from .start import Start
 from .status import NodeStatus, printable
@@ -65,27 +62,18 @@ class Node:
             max_peers=config.max_peers,
             chance=chance,
         )
-        direct = Direct(config.public)
-        self.presence = Presence(
+        self.meeting = Meeting(
             config,
             identity,
             self.network,
-            Ways(direct, [direct]),
-            Ears(moved=self.exchange.drop_from),
+            self.exchange,
+            home.path / "relay",
             clock=clock,
             wall=wall,
             chance=chance,
             log=self.log,
         )
-        self.peers = Peers(
-            self.network,
-            self.exchange,
-            clock=clock,
-            chance=chance,
-            answering=self.presence.answering,
-            log=self.log,
-        )
-        self._start = Start(config.bootstrap, self.presence, self.exchange, self.mailbox, clock)
+        self._start = Start(config.bootstrap, self.meeting, self.exchange, self.mailbox, clock)
         self.training = Training(
             config,
             identity,
@@ -126,15 +114,11 @@ class Node:
         """Each part is ready before the next one needs it; a taken port is told first."""
         listen = self._config.listen
         await nursery.start(self.exchange.run)
-        await nursery.start(self.peers.run)
-        self._bound = await nursery.start(self.network.listen, listen, {"peer": self._welcome})
+        await self.meeting.start(nursery)
+        self._bound = await nursery.start(self.network.listen, listen, self.meeting.handlers())
         self.log("info", f"listening on {self._bound}")
         await nursery.start(control.serve, self._home.control_path(), self.status)
-        await nursery.start(self.presence.run, self._bound, self.peers)
-
-    async def _welcome(self, link: Link) -> None:
-        if not await self.presence.dialled_back(link):
-            await self.exchange.serve(link)
+        await nursery.start(self.meeting.run, self._bound)
 
     def stop(self) -> bool:
         """End the node politely; False if it is ending already."""
@@ -146,19 +130,20 @@ class Node:
         """Tell trackers and peers, within LEAVE_SECONDS."""
         with trio.move_on_after(LEAVE_SECONDS):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.presence.leave)
+                nursery.start_soon(self.meeting.leave)
                 nursery.start_soon(self.exchange.leave)
 
     def status(self) -> NodeStatus:
         """The node at this moment."""
-        public = self.presence.addresses()
+        presence = self.meeting.presence
+        public = presence.addresses()
         return self.board.snapshot(
             public=str(public[0]) if public else "",
             listening=str(self._bound or ""),
-            reachability=self.presence.reachability(self.board.came_in()),
-            trackers=self.presence.statuses(),
-            ways=(),
-            peers=self.peers,
+            reachability=presence.reachability(self.board.came_in()),
+            trackers=presence.statuses(),
+            ways=self.meeting.statuses(),
+            peers=self.meeting.peers,
             exchange=self.exchange,
             mailbox=self.mailbox,
         )
@@ -172,16 +157,14 @@ class Node:
     def met(self, session: Session) -> None:
         """A peer that trains the same run."""
         self.board.met(session)
-        self.peers.met(session)
-        if not session.link.dialled:
-            self.presence.came_in(session.link)
+        self.meeting.met(session)
         self.log("info", f"met {short(session.peer)} at {session.link.remote}")
         self._start.met(session)
 
     def parted(self, session: Session) -> None:
         """A session is over."""
         self.board.parted(session)
-        self.peers.parted(session)
+        self.meeting.parted(session)
 
     def filed(self, offered: Offered) -> None:
         """A model is in the mailbox."""
@@ -193,7 +176,7 @@ class Node:
 
     def stores(self, session: Session) -> bool:
         """Whether our models are to lie at this relay."""
-        return True
+        return self.meeting.stores(session)
 
     def stored(self, session: Session, held: Held) -> None:
         """A relay has our model."""

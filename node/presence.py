@@ -17,12 +17,10 @@ from functools import partial
 import trio
 
 from ..tracker.client import TrackerClient
-from ..tracker.errors import TrackerError
 from ..tracker.record import PeerRecord
 from ..transport.address import Address
 from ..transport.bucket import Bucket
 from ..transport.envelope import Kind, seal
-from ..transport.errors import TransportError
 from ..transport.identity import Identity
 from ..transport.link import Link, Network
 from ..transport.nat.direct import Direct
@@ -46,11 +44,13 @@ SIGHTS_PER_SECOND, SIGHTS_BURST = 1 / 60, 2
 class Ways:
     """The ways in that are used, in the order in which they are tried.
 
-    `direct` may be none of them: then what trackers see is noted, and not announced.
+    `direct` may be none of them: then what trackers see is noted, and not announced. `relaying`
+    says whether others may leave models here.
     """
 
     direct: Direct
     used: Sequence[Reach]
+    relaying: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,14 @@ class Presence:
         self._ways, self._ears = ways, ears
         self._clock, self._wall, self._log = clock, wall, log
         self._reachability = Reachability(
-            ways.direct, self.addresses, clock=clock, chance=chance, log=log, news=self._announce
+            ways.direct, self.addresses, clock=clock, chance=chance, log=log, news=self.announce
         )
         self._look, self._machine = machine, Machine()
         self._sights = Bucket(SIGHTS_PER_SECOND, SIGHTS_BURST)
         self._told: object = None  # the ways in of the last record
         self._offers: dict[Address, PeerAddress | None] = {}  # the relay of each tracker
         self._record_seq = 0
+        self._bound: Address | None = None
         self._clients = {
             address: TrackerClient(
                 network,
@@ -112,6 +113,7 @@ class Presence:
         self, bound: Address, peers: Peers, *, task_status: trio.TaskStatus[None]
     ) -> None:
         """Announce and watch until cancelled; `bound` is where the node listens."""
+        self._bound = bound
         self._ways.direct.bound(bound)
         self._look_at_machine()
         async with trio.open_nursery() as nursery:
@@ -120,12 +122,10 @@ class Presence:
             for address, client in self._clients.items():
                 joined = partial(peers.joined, str(address))
                 left = partial(peers.left, str(address))
-                await nursery.start(client.run, self._record, joined, left, self._ears.call)
+                await nursery.start(client.run, self.record, joined, left, self._ears.call)
                 nursery.start_soon(self._reachability.watch, client)
             nursery.start_soon(self._look_around)
             task_status.started()
-            if not self._clients:
-                self._log("warning", "no tracker is given: nobody will find this node (--tracker)")
 
     async def leave(self) -> None:
         """Tell all trackers; the caller's scope says how long at most."""
@@ -191,16 +191,15 @@ class Presence:
             detail = state.detail.removeprefix(state.status).removeprefix(", ")
             yield TrackerStatus(str(state.address), state.status, detail, state.peers)
 
-    async def call(self, peer: str, envelope: bytes) -> bool:
-        """Say something to a peer through a tracker that lists it; False where none hands it on."""
-        for client in self._clients.values():
-            if client.knows(peer):
-                try:
-                    await client.call(peer, envelope)
-                    return True
-                except (TrackerError, TransportError):
-                    pass  # it isn't there, or too much is said: another tracker may do it
-        return False
+    def couriers(self) -> tuple[TrackerClient, ...]:
+        """The trackers that can hand on what we have to say to a peer."""
+        return tuple(c for c in self._clients.values() if c.state.status == "connected")
+
+    def guesses(self) -> tuple[Address, ...]:
+        """Where our door is seen, if the NAT keeps ports: at the hosts where trackers see us."""
+        seen = (client.state.seen for client in self._clients.values())
+        hosts = dict.fromkeys(address.host for address in seen if address)
+        return tuple(Address(host, self._bound.port) for host in hosts) if self._bound else ()
 
     # -- looking around --------------------------------------------------------------------------
 
@@ -209,7 +208,7 @@ class Presence:
             self._look_at_machine()
             for client in self._clients.values():
                 self._look_at(client)
-            self._announce()
+            self.announce()
             await trio.sleep(LOOK_SECONDS)
 
     def _look_at_machine(self) -> None:
@@ -249,15 +248,15 @@ class Presence:
             if way is not self._ways.direct:
                 way.changed()
 
-    def _announce(self) -> None:
-        """Tell all trackers, if there is news."""
-        ways = (self.addresses(), self.relays())
+    def announce(self) -> None:
+        """Tell all trackers of our ways in, if there is news."""
+        ways = (self.addresses(), self.relays(), self._ways.relaying())
         if ways != self._told:
             self._told = ways
             for client in self._clients.values():
                 client.refresh()
 
-    def _record(self) -> bytes:
+    def record(self) -> bytes:
         """A fresh signed peer record. Wall-clock numbers grow across restarts, too."""
         self._record_seq = max(self._record_seq + 1, int(self._wall() * 1000))
         addresses = self.addresses()
@@ -267,6 +266,6 @@ class Presence:
             addresses=addresses,
             created=self._wall(),
             relays=self.relays(),
-            relay=self._config.relay and bool(addresses),
+            relay=bool(addresses) and self._ways.relaying(),
         )
         return seal(self._identity, Kind.PEER_RECORD, record.to_bytes())

@@ -16,7 +16,7 @@ import trio
 
 from p2pnode.cli import verbs
 from p2pnode.cli.main import FAILED, INTERRUPTED, MISTAKE, OK, main
-from p2pnode.cli.serve import Strangers, serve_tracker
+from p2pnode.cli.serve import Services, Strangers, serve_tracker
 from p2pnode.cli.verbs import VERBS
 from p2pnode.node import control
 from p2pnode.node.config import Config
@@ -375,8 +375,8 @@ def test_tracker_serve_tells_its_port_and_ends_at_a_signal(number: signal.Signal
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
             identity = Identity.from_seed(bytes(32))
-            here = Address("127.0.0.1", 0)
-            nursery.start_soon(serve_tracker, here, identity, lines.append)
+            services = Services(Address("127.0.0.1", 0))
+            nursery.start_soon(serve_tracker, services, identity, lines.append)
             with trio.fail_after(10):
                 while not lines:
                     await trio.sleep(0.01)

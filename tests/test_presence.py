@@ -92,7 +92,7 @@ class Member:
             config,
             identity(number),
             self.network,
-            Ways(self.direct, used),
+            Ways(self.direct, used, lambda: config.relay),
             Ears(self.calls.append, self.relays.__setitem__, self.moved),
             machine=self.machine,
             clock=trio.current_time,
@@ -389,7 +389,7 @@ def test_the_numbers_of_records_grow() -> None:
     async def main() -> None:
         for wall in (1_800_000_000.0, 1_800_000_000.0, 1_000.0, 1_800_000_001.0):
             alice.wall = wall
-            numbers.append(open_record(alice.presence._record(), signer=ALICE).record.seq)
+            numbers.append(open_record(alice.presence.record(), signer=ALICE).record.seq)
 
     trio.run(main)
     assert numbers == sorted(set(numbers))
@@ -451,7 +451,7 @@ def test_a_tracker_that_does_not_answer() -> None:
 
 
 def test_without_a_tracker() -> None:
-    """The log says that nobody will find this node; nothing else is in its way."""
+    """Nothing is waited for."""
 
     async def main() -> None:
         alice = Member(Lab(), 1)
@@ -459,7 +459,6 @@ def test_without_a_tracker() -> None:
             await nursery.start(alice.run, ANYWHERE)
             assert alice.presence.settled()
             assert alice.presence.listed() == 0
-            assert "--tracker" in alice.lines[0]
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -482,8 +481,8 @@ def test_what_trackers_offer() -> None:
     play(scene)
 
 
-def test_calls_go_through_the_first_tracker_that_lists_the_peer() -> None:
-    """One that doesn't, or has no link with it, is passed over; without any it can't be done."""
+def test_calls_go_through_a_tracker_that_answers() -> None:
+    """Only a tracker that answers is a courier, and it tells whom it lists."""
 
     async def scene(stage: Stage) -> None:
         async with stage.tracker(SECOND):
@@ -491,14 +490,27 @@ def test_calls_go_through_the_first_tracker_that_lists_the_peer() -> None:
                 alice = await stage.member(1, TRACKER, SECOND)
                 bob = await stage.member(2, SECOND)
                 await trio.sleep(2)
-                assert await alice.presence.call(BOB, b"hello")
+                first, second = alice.presence.couriers()
+                assert (first.knows(BOB), second.knows(BOB)) == (False, True)
+                await second.call(BOB, b"hello")
                 await trio.sleep(1)  # it may be between two watches
                 assert bob.calls == [b"hello"]
-                assert not await alice.presence.call(identity(3).peer_id, b"hello")
-            assert await alice.presence.call(BOB, b"again")
             await trio.sleep(1)
-        assert not await alice.presence.call(BOB, b"too late")
-        assert bob.calls == [b"hello", b"again"]
+            assert alice.presence.couriers() == (second,)
+
+    play(scene)
+
+
+def test_a_nat_may_show_our_port() -> None:
+    """Where trackers see us, with the port that we listen on, is a guess."""
+
+    async def scene(stage: Stage) -> None:
+        async with stage.tracker(), stage.tracker(SECOND):
+            alice = await stage.member(1, TRACKER, SECOND)
+            assert alice.presence.guesses() == ()
+            await trio.sleep(1)
+            (guess,) = alice.presence.guesses()
+            assert guess == Address(alice.network.host, ANYWHERE.port)
 
     play(scene)
 
