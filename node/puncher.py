@@ -96,6 +96,7 @@ class Puncher:
         self._running: dict[str, _Running] = {}
         self._expected: dict[str, trio.Event] = {}
         self._created = 0.0
+        self._network_seen = 0
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,6 +115,8 @@ class Puncher:
 
         Also where the peer has called us meanwhile: such a link goes to `on_link`.
         """
+        if self._network_seen != self._punched.networks:
+            self._network_seen, self._rests = self._punched.networks, Rests()
         if not self._rests.over(peer, trio.current_time()) or not self._couriers(peer):
             return None
         if peer not in self._running and not prevails(self._identity.peer_id, peer):
@@ -166,7 +169,7 @@ class Puncher:
                 return None
             self._running[peer] = running
             link = await self._drive(running)
-            if link is not None or attempt.state is not State.MISSED:
+            if link is not None or attempt.state is not State.MISSED or not self._knows(peer):
                 break
         self._note(running, link)
         return link
@@ -291,8 +294,8 @@ class Puncher:
 
     def _note(self, running: _Running, link: Link | None) -> None:
         """Leave a peer alone for a while to which there is no way."""
-        if link is not None:
-            self._rests.end(running.peer)
+        if link is not None or not self._knows(running.peer):
+            self._rests.end(running.peer)  # or it came in at our listener
         elif running.attempt.over:
             self._rests.failed(running.peer, trio.current_time())
             missed = running.attempt.state is State.MISSED

@@ -358,6 +358,37 @@ def test_a_peer_that_has_moved_is_tried_at_once() -> None:
     living(check)
 
 
+def test_in_another_network_everybody_is_tried_again() -> None:
+    """It may have been our own NAT that was in the way."""
+
+    async def check(world: World) -> None:
+        with world.lab.symmetric(world.low.host):
+            await both(world)
+        world.low.punched.changed()
+        await trio.sleep(60)
+        link = await world.low.puncher.attempt(world.high.peer)
+        assert link is not None
+        await linked(link, world.high.links[0])
+
+    living(check)
+
+
+def test_a_link_that_came_in_at_the_door_is_no_failure() -> None:
+    """Its session may take a while to begin: no further try, no rest, no word of a hole."""
+
+    async def check(world: World) -> None:
+        with world.lab.symmetric(world.low.host):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(both, world)
+                await trio.sleep(1)
+                world.low.strangers.add(world.high.peer)
+                world.high.strangers.add(world.low.peer)
+        assert len(world.lab.punches) == 2
+        assert not world.low.lines + world.high.lines
+
+    living(check)
+
+
 @pytest.mark.parametrize("reason", [Reason.ABSENT, Reason.MALFORMED, Reason.TOO_OFTEN])
 def test_a_tracker_that_hands_nothing_on_costs_a_round_trip(reason: Reason) -> None:
     """The peer has no watch, or the tracker is an older one; it may be tried again soon."""

@@ -81,6 +81,7 @@ class Punched:
         ask: Ask = tcp_binding,
     ) -> None:
         self._servers, self._needed, self._clock, self._ask = servers, needed, clock, ask
+        self.networks = 0  # how many there have been before this one
         self._local: Address | None = None
         self._seen: _Sight | None = None
         self._wanted = self._held = False
@@ -111,6 +112,7 @@ class Punched:
 
     def changed(self) -> None:
         """What was seen was another network."""
+        self.networks += 1
         self._seen = None
         self._again.set()
 
