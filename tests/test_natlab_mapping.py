@@ -20,6 +20,8 @@ import natlab
 import pytest
 from miniupnpd import Miniupnpd, move_to_public
 from natlab import Host, NatLab
+from natlab_nodes import SLOPE, averages, connected, peer_of
+from swarm import Swarm
 
 from p2pnode.transport.nat.routers import NO_OUTER
 
@@ -207,3 +209,21 @@ def test_a_router_that_refuses(lab: NatLab, tmp_path: Path) -> None:
     _, laptop = home(lab, tmp_path, ALLOW[1:], udp=False)
     with mapper(laptop) as program:
         program.wait("the router refuses UPnP: not authorized")
+
+
+def test_nodes_meet_through_a_mapping(lab: NatLab, tmp_path: Path) -> None:
+    """Two nodes behind NATs that can't be punched through: one comes in at the other's router."""
+    router, laptop = home(lab, tmp_path)
+    other = lab.home("symmetric").host("other")
+    door = f"{router.router.address}:{PORT}"
+    flags = ("--reach", "mapping", *SLOPE)
+    with Swarm(tmp_path) as swarm:
+        tracker = swarm.tracker(at=lab.public("tracker"))
+        alice, bob = (swarm.node(h.name, tracker, *flags, at=h) for h in (laptop, other))
+        told = peer_of(connected(bob, alice), alice)
+        assert told is not None
+        assert told.path == f"direct {door}"
+        assert f"{door}, by PCP" in [way.detail for way in averages(alice).ways]
+        averages(bob)
+        assert alice.stop()[0] == 0
+    assert router.mapped() == []
