@@ -373,6 +373,8 @@ def test_leftovers_are_removed(place: Place) -> None:
         f"{CAROL}-1.model": body(1),
         f"{CAROL}-2.note": note,
         f"{CAROL}-2.model": body(3)[:-1],
+        f"{CAROL}-3.note": note,  # another's
+        f"{CAROL}-3.model": body(3),
     }.items():
         (place.folder / name).write_bytes(data)
     place.open()

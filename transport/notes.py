@@ -44,7 +44,9 @@ def whole(folder: Path) -> Iterator[Stored]:
     for path in folder.glob("*.note"):
         with contextlib.suppress(OSError, TransportError):
             stored = _read(path)
-            if stored.held.path.stat().st_size == stored.held.manifest.size:
+            held = stored.held
+            ours = path.stem == f"{held.peer}-{held.manifest.seq}"
+            if ours and held.path.stat().st_size == held.manifest.size:
                 yield stored
 
 

@@ -58,7 +58,8 @@ class Shelf:
         self._part_folder = folder / "part"
         self._part_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()  # models come in in threads, several at a time
-        self._models: dict[str, Stored] = {}
+        self._models: dict[str, Stored] = {}  # one of each author
+        self._ids: dict[bytes, Held] = {}  # the same by envelope ID: clients ask often
         self._replaced: dict[bytes, int] = {}  # models still read by somebody, and their sizes
         self._parts: dict[str, Part] = {}  # one of each author
         self._scan()
@@ -98,12 +99,11 @@ class Shelf:
 
     def find(self, model: bytes) -> Held | None:
         """The model with this envelope ID."""
-        models = list(self._models.values())
-        return next((stored.held for stored in models if stored.held.id == model), None)
+        return self._ids.get(model)
 
     def readable(self, model: bytes) -> bool:
         """Whether who has begun to fetch this model may go on."""
-        return model in self._replaced or self.find(model) is not None
+        return model in self._replaced or model in self._ids
 
     # -- what comes and goes ---------------------------------------------------------------------
 
@@ -135,9 +135,10 @@ class Shelf:
             path.replace(place)
             del self._parts[peer]
             old = self._models.get(peer)
-            self._models[peer] = stored
-            if old is not None:
+            if old is not None:  # first, as it is looked at meanwhile
                 self._replaced[old.held.id] = old.held.manifest.size
+            self._index(stored)
+            if old is not None:
                 remove(old.held.path)
 
     def drop(self, model: bytes) -> bool:
@@ -222,8 +223,18 @@ class Shelf:
             del self._replaced[oldest]
         return oldest is not None
 
+    def _index(self, stored: Stored) -> None:
+        """This is the author's model now."""
+        old = self._models.get(stored.held.peer)
+        if old is not None:
+            del self._ids[old.held.id]
+        self._models[stored.held.peer] = stored
+        self._ids[stored.held.id] = stored.held
+
     def _evict(self, peer: str) -> None:
-        remove(self._models.pop(peer).held.path)
+        held = self._models.pop(peer).held
+        del self._ids[held.id]
+        remove(held.path)
 
     # -- after a restart -------------------------------------------------------------------------
 
@@ -232,7 +243,7 @@ class Shelf:
         now = self._wall()
         for stored in sorted(whole(self._folder), key=lambda s: s.held.manifest.seq):
             if now < stored.until:
-                self._models[stored.held.peer] = stored
+                self._index(stored)
         while self.taken > self.space or len(self._models) > MODELS:
             self._evict(min(self._models, key=lambda peer: self._models[peer].since))
         kept = {stored.held.path.stem for stored in self._models.values()}
