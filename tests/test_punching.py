@@ -236,6 +236,18 @@ def test_without_a_server_there_is_nothing_to_wait_for() -> None:
     living(check, Sky(servers=()))
 
 
+def test_a_server_that_turns_up_is_asked_soon() -> None:
+    """A node starts, and its trackers are connected a moment later."""
+
+    async def check(sky: Sky, way: Punched) -> None:
+        await trio.sleep(3)
+        sky.servers = (ONE,)
+        await trio.sleep(PAUSE_SECONDS + 0.2)
+        assert claimed(way)
+
+    living(check, Sky(servers=()))
+
+
 def test_servers_that_never_answer_hold_up_a_call_for_two_seconds() -> None:
     """The call goes out without that address."""
 

@@ -34,8 +34,12 @@ HOLD_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 2.0
 """For one server: a connection and an answer take two round trips."""
 
-PAUSE_SECONDS: Final = 5.0
-"""Until it is looked again whether there is somebody to ask, and something to ask for."""
+RETRY_SECONDS: Final = 5.0
+"""Until servers that told nothing are asked again."""
+
+PAUSE_SECONDS: Final = 1.0
+"""Until it is looked again whether there is somebody to ask, and something to ask for: trackers
+have just been dialled when a node starts."""
 
 
 class Binding(Protocol):
@@ -140,9 +144,10 @@ class Punched:
         try:
             while True:
                 self._again = trio.Event()
-                looked = self._needed() or self._wanted
-                found = looked and await self._look()
-                with trio.move_on_after(LOOK_SECONDS if found else PAUSE_SECONDS):
+                pause = PAUSE_SECONDS
+                if (self._needed() or self._wanted) and any(True for _ in self._servers()):
+                    pause = LOOK_SECONDS if await self._look() else RETRY_SECONDS
+                with trio.move_on_after(pause):
                     await self._again.wait()
         finally:
             self._seen = None
