@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from p2pnode.transport.address import Address
 from p2pnode.transport.nat.direct import Direct
 from p2pnode.transport.nat.gateway import Gateway
 from p2pnode.transport.nat.mapping import Mapped
+from p2pnode.transport.nat.punching import Punched
 from p2pnode.transport.nat.reach import (
     ADDRESSES_LIMIT,
     RELAYS_LIMIT,
@@ -102,6 +104,31 @@ async def mapping(alive: bool, _folder: Path, _nursery: trio.Nursery) -> World:
     return World(way, partial(way.bound, BOUND), lambda: router.mapped, (str(DOOR),))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a STUN server says."""
+
+    mapped: Address = DOOR
+
+
+async def punching(alive: bool, _folder: Path, _nursery: trio.Nursery) -> World:
+    """A STUN server."""
+    connected: set[Address] = set()
+
+    @asynccontextmanager
+    async def ask(server: Address, local: Address) -> AsyncIterator[Seen]:
+        connected.add(local)
+        try:
+            await trio.sleep(0.01 if alive else math.inf)
+            yield Seen()
+        finally:
+            connected.discard(local)
+
+    servers = [Address("198.51.100.1", 3478)]
+    way = Punched(lambda: servers, needed=lambda: True, clock=trio.current_time, ask=ask)
+    return World(way, partial(way.bound, BOUND), lambda: connected, (str(DOOR),))
+
+
 async def relay(alive: bool, folder: Path, nursery: trio.Nursery) -> World:
     """A tracker offers two relays; at one of them, too, lie the models of a peer."""
     lab = Lab()
@@ -135,6 +162,7 @@ Play = Callable[..., None]
 WAYS: dict[str, Make] = {
     "direct": direct,
     "mapping": mapping,
+    "punching": punching,
     "relay": relay,
     "stand-in": stand_in,
 }
