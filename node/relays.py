@@ -77,6 +77,7 @@ class Relays:
         self._told: PeerAddress | None = None  # the home that others know of
         self._compared = -math.inf  # when a nearer one was looked for
         self._wake = trio.Event()
+        self._scope = trio.CancelScope()
         self._complained = False
 
     # -- what others tell --------------------------------------------------------------------------
@@ -147,12 +148,17 @@ class Relays:
     # -- life --------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Have the relays that are needed, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._sessions.run)
-            for task in (self._keep_home, self._keep_followed, self._keep_tidy):
-                nursery.start_soon(task)
-            task_status.started()
+        """Have the relays that are needed, until cancelled, or we leave."""
+        with trio.CancelScope() as self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._sessions.run)
+                for task in (self._keep_home, self._keep_followed, self._keep_tidy):
+                    nursery.start_soon(task)
+                task_status.started()
+
+    def leave(self) -> None:
+        """The node stops: close all sessions, and have no others."""
+        self._scope.cancel()
 
     async def _keep_home(self) -> None:
         """Have one relay that is ours while it is needed; replace it at once when it is lost."""

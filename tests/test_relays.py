@@ -344,6 +344,24 @@ def test_an_offer_that_is_taken_back(play: Play) -> None:
     play(scene)
 
 
+def test_leaving(play: Play) -> None:
+    """All sessions are closed at once, none is called lost, and none is made anew."""
+
+    async def scene(stage: Stage) -> None:
+        home, other = await stage.relay(2), await stage.relay(3)
+        stage.offer(home, other)
+        stage.follow(XENIA, home)
+        stage.follow(YURI, other)
+        await trio.sleep(SOON)
+        stage.client.relays.leave()
+        await trio.sleep(60)
+        assert stage.with_us(home, other) == [False, False]
+        assert not [line for line in stage.client.lines if "lost" in line]
+        assert stage.client.relays.home is None
+
+    play(scene)
+
+
 # ── bad relays ───────────────────────────────────────────────────────────────────────────────
 
 
