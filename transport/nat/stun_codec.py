@@ -101,7 +101,8 @@ def parse_reply(data: bytes, transaction: bytes) -> Binding:
         raise StunError("an answer to another question")
     found = message.attributes
     if _kind(data) == _ERROR:
-        raise StunError(f"it answers with error {message.error_code or 'of no number'}")
+        code, _ = found.get("ERROR-CODE", ("of no number", ""))
+        raise StunError(f"it answers with error {code}")
     mapped = _address(found.get("XOR-MAPPED-ADDRESS") or found.get("MAPPED-ADDRESS"))
     if mapped is None:
         raise StunError("it doesn't say from where it sees us")
