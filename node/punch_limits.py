@@ -72,14 +72,15 @@ class Rests:
         """Whether this peer may be tried."""
         return self._rests.get(peer, (now, 0.0))[0] <= now
 
-    def failed(self, peer: str, now: float) -> None:
-        """It didn't work; during a rest that is no news."""
+    def failed(self, peer: str, now: float) -> bool:
+        """It didn't work: whether that is news, which during a rest it isn't."""
         if not self.over(peer, now):
-            return
+            return False
         _, seconds = self._rests.pop(peer, (0.0, REST_FIRST))
         self._rests[peer] = now + seconds, min(2 * seconds, REST_MOST)
         if len(self._rests) > PEERS:
             del self._rests[next(iter(self._rests))]
+        return True
 
     def end(self, peer: str) -> None:
         """It did work, or the peer is somewhere else now."""

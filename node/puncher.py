@@ -296,8 +296,7 @@ class Puncher:
         """Leave a peer alone for a while to which there is no way."""
         if link is not None or not self._knows(running.peer):
             self._rests.end(running.peer)  # or it came in at our listener
-        elif running.attempt.over:
-            self._rests.failed(running.peer, trio.current_time())
+        elif running.attempt.over and self._rests.failed(running.peer, trio.current_time()):
             missed = running.attempt.state is State.MISSED
             why = "both NATs keep it out" if missed else "it doesn't answer calls"
             self._log("info", f"no hole to {short(running.peer)}: {why}")

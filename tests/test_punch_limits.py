@@ -66,8 +66,8 @@ def test_rests_grow() -> None:
     """2, 4, 8, 16, 30, 30 minutes; what fails within a rest is no news."""
     rests, now, seen = Rests(), 0.0, []
     for _ in range(6):
-        rests.failed("bob", now)
-        rests.failed("bob", now + 1)
+        assert rests.failed("bob", now)
+        assert not rests.failed("bob", now + 1)
         until = now
         while not rests.over("bob", until):
             until += 60.0
