@@ -31,6 +31,11 @@ def connected(node: NodeProcess, other: NodeProcess) -> NodeStatus:
     return node.wait(lambda status: is_connected(status, other))
 
 
+def relayed(node: NodeProcess, other: NodeProcess) -> NodeStatus:
+    """Wait until the other's models come through a relay."""
+    return node.wait(lambda s: (p := peer_of(s, other)) is not None and p.state == "relayed")
+
+
 def averages(node: NodeProcess, since: int = 0) -> NodeStatus:
     """Wait until an epoch after this one has averaged another's model."""
     return node.wait(lambda s: any(e.averaged for e in s.history if e.epoch > since))

@@ -165,14 +165,20 @@ class Swarm:
         self.folder = folder
         self._running: list[Process] = []
 
-    def tracker(self, port: int | None = None, *, at: Machine | None = None) -> str:
+    def tracker(
+        self,
+        port: int | None = None,
+        *arguments: str,
+        name: str = "tracker",
+        at: Machine | None = None,
+    ) -> str:
         """Start a tracker, on this machine or another: its address."""
         host, port = (at.address, port or 5555) if at else ("127.0.0.1", port or free_port())
         address = str(Address(host, port))
-        home = self.folder / "tracker"
+        home = self.folder / name
         process = Process(
-            self.folder / "tracker.log",
-            *("tracker", "serve", "--home", str(home), "--listen", address),
+            self.folder / f"{name}.log",
+            *("tracker", "serve", "--home", str(home), "--listen", address, *arguments),
             at=at,
         )
         self._running.append(process)
