@@ -102,7 +102,8 @@ class Board:
 
     def met(self, session: Session) -> None:
         """A peer is there; one that dialled us shows that we can be reached."""
-        if not session.link.dialled and len(self._dialled_in) < KNOWN_LIMIT:
+        link = session.link
+        if not (link.dialled or link.punched) and len(self._dialled_in) < KNOWN_LIMIT:
             self._dialled_in.add(session.peer)
 
     def parted(self, session: Session) -> None:
@@ -245,7 +246,7 @@ class Board:
             manifest, done = model.offered.manifest, model.download.bytes_here
             rate = self._rate(("in", model.model.hex()), done, now)
             yield TransferStatus(model.author, "in", manifest.epoch, manifest.size, done, rate)
-        for session in exchange.sessions.values():
+        for session in (*exchange.sessions.values(), *exchange.relays.values()):
             for entry in session.outgoing.open.values():
                 manifest, sent = entry.held.manifest, entry.upload.sent
                 rate = self._rate((session.peer, entry.held.id.hex()), sent, now)

@@ -183,12 +183,10 @@ class Node:
         self.training.answered(session, held)
 
     def relay_met(self, session: Session) -> None:
-        """A relay is ready for use."""
-        self.log("info", f"met relay {short(session.peer)} at {session.link.remote}")
+        """A relay is ready for use; relays.py tells of it."""
 
     def relay_parted(self, session: Session) -> None:
         """A session with a relay is over."""
-        self.log("info", f"left relay {short(session.peer)}: {session.ending}")
 
     def rejected(self, reason: str, peer: str, detail: str) -> None:
         """A peer's mistake: counted and shown."""

@@ -227,7 +227,7 @@ class Doctor:
         direct.bound(self.found.door.address)
         direct.has(self.found.hosts)
         direct.saw("tracker", seen.host)
-        return announced([direct], 0.0)
+        return announced(direct.claims(0.0))
 
     def _announce(self, addresses: tuple[Address, ...]) -> Callable[[int], Announce]:
         self._seq += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -63,8 +64,9 @@ class Meeting:
         log: Log,
     ) -> None:
         self._config, self._exchange, self._clock, self._log = config, exchange, clock, log
-        self._direct, self._mapped = Direct(config.public), Mapped(chance=chance)
-        self._punched = Punched(self._stuns, needed=self._hidden, clock=clock)
+        secret = identity.sign(b"p2pnode/1 mapping")
+        self._direct, self._mapped = Direct(config.public), Mapped(secret=secret, chance=chance)
+        self._punched = Punched(self._stuns, needed=self._behind_nat, clock=clock)
         self.relays = Relays(
             network,
             exchange,
@@ -80,8 +82,8 @@ class Meeting:
             config.swarm,
             self._punched,
             trackers=lambda: self.presence.couriers(),
-            guesses=lambda: self.presence.guesses(),
-            knows=lambda peer: peer in self.peers.known and peer not in exchange.sessions,
+            guesses=lambda: (*self.presence.guesses(), *self.presence.addresses()),
+            knows=self._would_meet,
             on_link=exchange.serve,
             wall=wall,
             log=log,
@@ -131,11 +133,15 @@ class Meeting:
 
     def _detours(self) -> Detours:
         """What helps with peers that can't be dialled."""
-        punch = self.puncher.attempt if self._uses(self._punched) else None
-        if not self._uses(self.relays):
-            return Detours(punch=punch)
-        relays = self.relays
-        return Detours(relays.follow, relays.offered, punch, relays.via)
+        detours = Detours()
+        if self._uses(self._punched):
+            detours = replace(detours, moved=self.puncher.moved, punch=self.puncher.attempt)
+        if self._uses(self.relays):
+            relays = self.relays
+            detours = replace(
+                detours, unreached=relays.follow, offered=relays.offered, via=relays.via
+            )
+        return detours
 
     def _uses(self, way: Reach) -> bool:
         return way.name in self._config.reach
@@ -180,6 +186,7 @@ class Meeting:
 
     async def leave(self) -> None:
         """Tell all trackers; the caller's scope says how long at most."""
+        self.relays.leave()
         await self.presence.leave()
 
     async def _welcome(self, link: Link) -> None:
@@ -229,11 +236,21 @@ class Meeting:
 
     def _hidden(self) -> bool:
         """Whether others can't reach us at an address of ours, as far as we know."""
-        own = (way for way in (self._direct, self._mapped) if self._uses(way))
-        claims = (claim for way in own for claim in way.claims(self._clock()))
         return not any(
-            c.confidence >= Confidence.GIVEN and not is_inner(c.address.host) for c in claims
+            c.confidence >= Confidence.GIVEN and not (c.relay or is_inner(c.address.host))
+            for c in self.presence.claims()
         )
+
+    def _behind_nat(self) -> bool:
+        """Whether our door is seen at a port of a NAT that has to be kept awake."""
+        mapped = self._uses(self._mapped) and bool(self._mapped.claims(self._clock()))
+        outside = any(not is_inner(host) for host in self.presence.hosts)
+        return not (self._config.public or mapped or outside)
+
+    def _would_meet(self, peer: str) -> bool:
+        """Whether we want a connection with this peer."""
+        new = peer in self.peers.known and peer not in self._exchange.sessions
+        return new and not self._exchange.full
 
     def _needs_relay(self) -> bool:
         return self._hidden() or bool(self.peers.unconnected)

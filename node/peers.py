@@ -173,6 +173,7 @@ class Peers:
 
     def _hasten(self, known: Known) -> None:
         """Dial it now, and not where it was."""
+        self._detours.moved(known.peer)
         known.haste.wait(self._clock())
         known.news.set()
         if known.trying is not None and known.peer not in self._exchange.sessions:

@@ -25,7 +25,7 @@ from ..transport.identity import Identity
 from ..transport.link import Link, Network
 from ..transport.nat.direct import Direct
 from ..transport.nat.hosts import Machine, look
-from ..transport.nat.reach import Reach, announced, relayed
+from ..transport.nat.reach import Claim, Reach, announced, relayed, valid
 from ..transport.peer_address import PeerAddress
 from .config import Config
 from .peers import Peers
@@ -88,7 +88,7 @@ class Presence:
         self._ways, self._ears = ways, ears
         self._clock, self._wall, self._log = clock, wall, log
         self._reachability = Reachability(
-            ways.direct, self.addresses, clock=clock, chance=chance, log=log, news=self.announce
+            self.addresses, clock=clock, chance=chance, log=log, news=self.announce
         )
         self._look, self._machine = machine, Machine()
         self._sights = Bucket(SIGHTS_PER_SECOND, SIGHTS_BURST)
@@ -140,13 +140,18 @@ class Presence:
         """The ways in that are used."""
         return self._ways.used
 
+    def claims(self) -> list[Claim]:
+        """What the ways in claim now, in the light of what trackers found that dialled us back."""
+        claims = valid(self._ways.used, self._clock())
+        return [claim if claim.relay else self._reachability.judged(claim) for claim in claims]
+
     def addresses(self) -> tuple[Address, ...]:
         """What is announced now."""
-        return announced(self._ways.used, self._clock())
+        return announced(self.claims())
 
     def relays(self) -> tuple[PeerAddress, ...]:
         """The relays that are announced now, each peer once."""
-        found = {relay.peer: relay for relay in reversed(relayed(self._ways.used, self._clock()))}
+        found = {relay.peer: relay for relay in reversed(relayed(self.claims()))}
         found.pop(self._identity.peer_id, None)
         return tuple(found.values())[::-1]
 
@@ -190,6 +195,11 @@ class Presence:
             state = client.state
             detail = state.detail.removeprefix(state.status).removeprefix(", ")
             yield TrackerStatus(str(state.address), state.status, detail, state.peers)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """This machine's own addresses."""
+        return self._machine.hosts
 
     def couriers(self) -> tuple[TrackerClient, ...]:
         """The trackers that can hand on what we have to say to a peer."""
@@ -243,6 +253,7 @@ class Presence:
 
     def _changed(self) -> None:
         """Let the ways in look again."""
+        self._reachability.changed()
         self._ways.direct.changed()
         for way in self._ways.used:
             if way is not self._ways.direct:

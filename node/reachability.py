@@ -15,7 +15,7 @@ import contextlib
 import random
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -26,7 +26,7 @@ from ..tracker.verdict import NONCE_MOST, Outcome
 from ..transport.address import Address, is_name, is_public
 from ..transport.errors import LinkClosed, TransportError
 from ..transport.link import Link
-from ..transport.nat.direct import Direct
+from ..transport.nat.reach import Claim, Confidence
 
 # Routers are restarted and leases change: what was found is checked anew this often.
 CHECK_SECONDS = 300.0
@@ -68,7 +68,6 @@ class Reachability:
 
     def __init__(
         self,
-        direct: Direct,
         addresses: Callable[[], tuple[Address, ...]],
         *,
         clock: Callable[[], float],
@@ -76,7 +75,7 @@ class Reachability:
         log: Callable[[str, str], None],
         news: Callable[[], None],
     ) -> None:
-        self._direct, self._addresses, self._news = direct, addresses, news
+        self._addresses, self._news = addresses, news
         self._clock, self._chance, self._log = clock, chance, log
         self._open: list[_Check] = []
         self._findings: dict[tuple[Address, Address], Finding] = {}
@@ -120,6 +119,21 @@ class Reachability:
         whom = "peers behind NATs" if _from_outside(at) else "other peers"
         return f"not reachable at {at}: {best.why}; {whom} can't come to you"
 
+    def judged(self, claim: Claim) -> Claim:
+        """A claim in the light of what was found: one success counts more than any failure.
+
+        Where a tracker came through it is proved for a while; where none did, it is a guess.
+        """
+        found = [f for f in self._valid() if f.address == claim.address and f.outcome is not None]
+        proofs = [f.until for f in found if f.outcome is Outcome.REACHABLE]
+        if proofs:
+            return replace(claim, confidence=Confidence.PROVED, until=min(claim.until, max(proofs)))
+        return replace(claim, confidence=Confidence.GUESSED) if found else claim
+
+    def changed(self) -> None:
+        """What was found is about the network from before."""
+        self._findings.clear()
+
     # -- checking ------------------------------------------------------------------------------
 
     async def _round(self, client: TrackerClient) -> bool:
@@ -150,13 +164,10 @@ class Reachability:
         """Keep it for the status, tell the way in, and say it once."""
         key, now = (finding.tracker, finding.address), self._clock()
         self._findings = {k: f for k, f in self._findings.items() if f.until > now and k != key}
+        before = self._addresses()
         self._findings[key] = finding
-        if finding.outcome is not None:
-            reachable = finding.outcome is Outcome.REACHABLE
-            before = self._addresses()
-            self._direct.found(finding.address, str(finding.tracker), reachable, finding.until)
-            if self._addresses() != before:
-                self._news()
+        if self._addresses() != before:
+            self._news()
         self._say()
 
     def _say(self) -> None:
@@ -168,9 +179,13 @@ class Reachability:
 
     def _best(self) -> Finding | None:
         """What says most about the addresses that are announced now."""
-        now, announced = self._clock(), self._addresses()
-        valid = [f for f in self._findings.values() if f.until > now and f.address in announced]
+        announced = self._addresses()
+        valid = [f for f in self._valid() if f.address in announced]
         return min(valid, key=lambda f: _rank(f, announced), default=None)
+
+    def _valid(self) -> list[Finding]:
+        now = self._clock()
+        return [finding for finding in self._findings.values() if finding.until > now]
 
 
 def _rank(finding: Finding, announced: Iterable[Address]) -> tuple[int, bool, int]:

@@ -119,6 +119,8 @@ class Start:
     def _more_to_come(self) -> bool:
         """Whether peers have newer models than are here, and of too few the newest is here."""
         here = {held.peer: held.manifest.epoch for held in self._mailbox.models()}
+        if self._exchange.relays and self._exchange.incoming and len(here) < ENOUGH:
+            return True  # those of peers that we can't connect to
         there = {s.peer: s.hello.epoch for s in self._exchange.met() if s.hello and s.hello.epoch}
         complete = sum(here.get(peer, 0) >= epoch for peer, epoch in there.items())
         return complete < min(len(there), ENOUGH)

@@ -85,7 +85,12 @@ class Helpers:
     punched: list[str] = field(default_factory=list)
 
     def detours(self) -> Detours:
-        return Detours(self._unreached, self.relays.__setitem__, self._punch, self.via.get)
+        return Detours(
+            self._unreached,
+            self.relays.__setitem__,
+            punch=self._punch,
+            via=self.via.get,
+        )
 
     def _unreached(self, peer: str, relays: tuple[PeerAddress, ...]) -> None:
         self.unreached[peer] = tuple(relay.peer for relay in relays)

@@ -44,6 +44,7 @@ class Session:
 
     peer: str
     dialled: bool = True
+    punched: bool = False
     bytes_in: int = 0
     bytes_out: int = 0
     heard: float = 0.0
@@ -61,6 +62,7 @@ class Node:
 
     now: float = 100.0
     sessions: dict[str, Session] = field(default_factory=dict)
+    relays: dict[str, Session] = field(default_factory=dict)
     incoming: dict[bytes, Any] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
     held: dict[str, Manifest] = field(default_factory=dict)
@@ -270,12 +272,14 @@ def test_a_peer_s_model_and_weight() -> None:
 
 
 def test_reachability() -> None:
-    """Only peers that dialled us show that we can be reached, each once."""
+    """Only peers that dialled us show that we can be reached, each once, and not through a hole."""
     node = Node()
     assert node.status().reachability == "nobody came in yet"
     for number, dialled in [(1, True), (2, False), (2, False)]:
         session: Any = Session(peer_id(number), dialled)
         node.board.met(session)
+    hole: Any = Session(peer_id(3), dialled=False, punched=True)
+    node.board.met(hole)
     assert node.status().reachability == "reached by 1 peer"
 
 
@@ -332,8 +336,10 @@ def test_transfers_in_and_out() -> None:
     node.now += 2
     node.incoming[b"m"] = coming(2, 60)
     session.outgoing.open[7] = going(80)
+    node.relays["r"] = relay = Session(peer_id(3))
+    relay.outgoing.open[1] = going(5)
     shown = [(t.peer[-1], t.direction, t.epoch, t.done, t.rate) for t in node.status().transfers]
-    assert shown == [("2", "in", 3, 60, 30.0), ("1", "out", 4, 80, 30.0)]
+    assert shown == [("2", "in", 3, 60, 30.0), ("1", "out", 4, 80, 30.0), ("3", "out", 4, 5, 0.0)]
 
 
 def test_a_full_status_fits() -> None:

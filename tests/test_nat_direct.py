@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from p2pnode.transport.address import Address
-from p2pnode.transport.nat.direct import FINDINGS_LIMIT, SIGHTS_LIMIT, Direct
-from p2pnode.transport.nat.reach import ADDRESSES_LIMIT, Claim, Confidence, announced
+from p2pnode.transport.nat.direct import SIGHTS_LIMIT, Direct
+from p2pnode.transport.nat.reach import ADDRESSES_LIMIT, Claim, Confidence, announced, valid
 
 EVERYWHERE, EVERYWHERE6 = Address("0.0.0.0", 6000), Address("::", 6000)
 
 
 def hosts(direct: Direct) -> list[str]:
     """Where it can be reached, best first."""
-    return [str(address) for address in announced([direct], 0.0)]
+    return [str(address) for address in announced(valid([direct], 0.0))]
 
 
 def test_what_the_user_says_counts() -> None:
@@ -138,39 +138,3 @@ def test_who_came_in_proves_what_the_user_said(public: str) -> None:
     direct.bound(EVERYWHERE)
     direct.came_in(Address("8.8.8.8", 40000))
     assert [claim.confidence for claim in direct.claims(0.0)] == [Confidence.PROVED]
-
-
-def test_looks_from_outside() -> None:
-    """A success proves an address for its time, failures make it a guess, one success outweighs."""
-    public, other = Address("2.2.2.2", 6000), Address("3.3.3.3", 6000)
-    direct = Direct(public)
-    direct.found(public, "one", False, 10.0)
-    assert direct.claims(9.0) == (Claim(public, Confidence.GUESSED),)
-    assert direct.claims(10.0) == (Claim(public, Confidence.GIVEN),)
-    direct.found(public, "two", True, 20.0)
-    direct.found(other, "two", True, 30.0)  # announced no more
-    assert direct.claims(9.0) == (Claim(public, Confidence.PROVED, 20.0),)
-    assert direct.claims(20.0) == (Claim(public, Confidence.GIVEN),)
-    direct.found(public, "two", False, 40.0)
-    assert direct.claims(19.0) == (Claim(public, Confidence.GUESSED),)
-
-
-def test_a_failed_look_outweighs_who_came_in() -> None:
-    """Some come in where others can't: that address is announced last."""
-    direct = Direct(None)
-    direct.bound(EVERYWHERE)
-    direct.has(("10.0.0.5",))
-    direct.saw("tracker", "9.9.9.9")
-    direct.came_in(Address("8.8.8.8", 40000))
-    direct.found(Address("9.9.9.9", 6000), "tracker", False, 10.0)
-    assert hosts(direct) == ["9.9.9.9:6000", "10.0.0.5:6000"]
-    direct.came_in(Address("10.0.0.9", 40000))
-    assert hosts(direct) == ["10.0.0.5:6000", "9.9.9.9:6000"]
-
-
-def test_looks_fill_no_memory() -> None:
-    """Of any number of addresses the latest looks are kept."""
-    direct = Direct(None)
-    for number in range(1, 1000):
-        direct.found(Address("9.9.9.9", number), "tracker", True, 1.0)
-    assert len(direct._findings) == FINDINGS_LIMIT

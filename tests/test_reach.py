@@ -35,6 +35,7 @@ from p2pnode.transport.nat.reach import (
     Reach,
     announced,
     relayed,
+    valid,
 )
 from p2pnode.transport.nat.routers import Heard, Lease
 from p2pnode.transport.peer_address import PeerAddress
@@ -62,7 +63,6 @@ async def direct(alive: bool, _folder: Path, _nursery: trio.Nursery) -> World:
     def begin() -> None:
         way.bound(BOUND)
         way.saw("tracker", DOOR.host)
-        way.found(DOOR, "tracker", alive, 45.0)
 
     return World(way, begin, lambda: None, (str(DOOR),))
 
@@ -189,7 +189,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path, inline_threads: None) -
 def where(way: Reach) -> tuple[str, ...]:
     """Where it leads now: the addresses, and the relays."""
     now = trio.current_time()
-    return tuple(map(str, (*announced([way], now), *relayed([way], now))))
+    return tuple(map(str, (*announced(valid([way], now)), *relayed(valid([way], now)))))
 
 
 async def start(world: World, nursery: trio.Nursery) -> None:
@@ -387,7 +387,7 @@ def test_the_surest_claims_go_first() -> None:
         _claiming(Claim(doors[1], Confidence.GUESSED), Claim(doors[2], Confidence.PROVED)),
         _claiming(Claim(doors[3], Confidence.GIVEN), Claim(doors[1], Confidence.GIVEN)),
     ]
-    assert announced(ways, 0.0) == (doors[2], doors[0], doors[3], doors[1])
+    assert announced(valid(ways, 0.0)) == (doors[2], doors[0], doors[3], doors[1])
 
 
 def test_relays_are_no_doors_of_ours() -> None:
@@ -396,15 +396,15 @@ def test_relays_are_no_doors_of_ours() -> None:
     claims = [Claim(DOOR, Confidence(n + 1), relay=peer) for n, peer in enumerate(peers)]
     past = Claim(DOOR, Confidence.PROVED, until=5.0, relay=identity(4).peer_id)
     way = _claiming(past, *claims)
-    assert announced([way], 5.0) == ()
-    assert relayed([way], 5.0) == (PeerAddress(peers[2], DOOR), PeerAddress(peers[1], DOOR))
+    assert announced(valid([way], 5.0)) == ()
+    assert relayed(valid([way], 5.0)) == (PeerAddress(peers[2], DOOR), PeerAddress(peers[1], DOOR))
 
 
 def test_a_record_takes_so_many_addresses() -> None:
     """Of more the surest are announced."""
     claims = [Claim(Address("192.0.2.1", port), Confidence.GUESSED) for port in range(1, 20)]
     sure = Claim(DOOR, Confidence.PROVED)
-    told = announced([_claiming(*claims, sure)], 0.0)
+    told = announced(valid([_claiming(*claims, sure)], 0.0))
     assert told == (DOOR, *(claim.address for claim in claims[: ADDRESSES_LIMIT - 1]))
 
 

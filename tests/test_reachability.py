@@ -15,7 +15,13 @@ from trio.testing import MockClock
 from lab import Lab, LabNetwork, identity
 from p2pnode.node.config import load
 from p2pnode.node.presence import Presence, Ways
-from p2pnode.node.reachability import CHECK_SECONDS, HOLD_SECONDS, RETRY_SECONDS
+from p2pnode.node.reachability import (
+    CHECK_SECONDS,
+    HOLD_SECONDS,
+    RETRY_SECONDS,
+    Finding,
+    Reachability,
+)
 from p2pnode.tracker.protocol import (
     WATCH_SECONDS,
     Announce,
@@ -29,13 +35,13 @@ from p2pnode.tracker.protocol import (
 )
 from p2pnode.tracker.registry import Registry
 from p2pnode.tracker.server import TrackerServer
-from p2pnode.tracker.verdict import DialBack, Verdict
+from p2pnode.tracker.verdict import DialBack, Outcome, Verdict
 from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.link import Link
 from p2pnode.transport.nat.direct import Direct
 from p2pnode.transport.nat.hosts import Machine
-from p2pnode.transport.nat.reach import Confidence
+from p2pnode.transport.nat.reach import Claim, Confidence
 
 TRACKER, SECOND = Address("8.8.8.8", 5555), Address("8.8.4.4", 5555)
 HOME, OTHER = "2.2.2.2", "9.9.9.9"
@@ -95,8 +101,7 @@ class Node:
         return self.presence.reachability(CAME)
 
     def sure(self) -> dict[str, Confidence]:
-        claims = self.direct.claims(trio.current_time())
-        return {str(claim.address): claim.confidence for claim in claims}
+        return {str(claim.address): claim.confidence for claim in self.presence.claims()}
 
     def said(self) -> list[str]:
         return [line for line in self.lines if "reach" in line and "tracker 8" not in line[:20]]
@@ -374,3 +379,41 @@ def test_links_that_are_no_dial_back() -> None:
             await bob.aclose()
 
     play(scene)
+
+
+ONE, TWO = Address("1.1.1.1", 6000), Address("2.2.2.2", 6000)
+
+
+def _found(address: Address, outcome: Outcome | None, until: float, by: Address) -> Finding:
+    return Finding(by, address, outcome, "", until)
+
+
+def test_findings_judge_the_claims_of_every_way() -> None:
+    """A success proves an address for its time, failures make it a guess, one success outweighs."""
+    now = 0.0
+    looking = Reachability(
+        lambda: (ONE,),
+        clock=lambda: now,
+        chance=random.Random(1),
+        log=lambda level, line: None,
+        news=lambda: None,
+    )
+    claim = Claim(ONE, Confidence.GIVEN, 100.0)
+    for finding, told in (
+        (None, Confidence.GIVEN),
+        (_found(ONE, None, 10.0, TRACKER), Confidence.GIVEN),
+        (_found(ONE, Outcome.TIMED_OUT, 10.0, TRACKER), Confidence.GUESSED),
+        (_found(TWO, Outcome.REACHABLE, 90.0, SECOND), Confidence.GUESSED),
+        (_found(ONE, Outcome.REACHABLE, 20.0, SECOND), Confidence.PROVED),
+    ):
+        if finding is not None:
+            looking._learn(finding)
+        assert looking.judged(claim).confidence == told
+    assert looking.judged(claim).until == 20.0
+    now = 15.0
+    assert looking.judged(claim).confidence == Confidence.PROVED
+    now = 20.0
+    assert looking.judged(claim) == claim
+    looking._learn(_found(ONE, Outcome.REFUSED, 99.0, TRACKER))
+    looking.changed()
+    assert looking.judged(claim) == claim

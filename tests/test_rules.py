@@ -150,7 +150,7 @@ def test_cores_know_no_world(module: Module) -> None:
 
 IN_THE_WORKER = {"averaging", "checkpoint", "learner", "merging", "mnist"}
 IN_THE_WORKER |= {"session", "task", "weights"}
-ON_SCREEN = {"demo", "layout", "lines", "network", "panels", "screens", "tui"}
+ON_SCREEN = {"demo", "doctor", "layout", "lines", "network", "panels", "screens", "tui"}
 ONLY = [
     (
         "pynng",
@@ -168,6 +168,13 @@ ONLY = [
         {f"cli.{name}" for name in ON_SCREEN},
         "what a node does doesn't depend on how it is shown",
     ),
+    ("zeroconf", {"node.mdns"}, "it has threads and an event loop of its own"),
+    (
+        "miniupnpc",
+        {"transport.nat.upnp"},
+        "it would fetch whatever address anybody on the network names",
+    ),
+    ("aioice", {"transport.nat.stun_codec"}, "only its codec is used, its I/O is asyncio's"),
     ("argparse", {"cli.parser", "cli.verbs"}, "flags are made from one table"),
     ("tomllib", {"node.config"}, "settings have one reader, so one precedence"),
 ]

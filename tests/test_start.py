@@ -72,6 +72,7 @@ class Scene:
     settled_at: float = 0.0
     list_size: int = 0
     peers: list[Peer] = field(default_factory=list)
+    relays: dict[str, object] = field(default_factory=dict)
     incoming: dict[bytes, Coming] = field(default_factory=dict)
     filed: dict[str, Held] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -247,6 +248,19 @@ def test_a_peer_that_stalls() -> None:
     """One that says it has a model and sends nothing holds the start for a quarter of a minute."""
     scene = Scene(list_size=1, peers=[Peer("a", 3)])
     assert begins(scene) == pytest.approx(STALL_SECONDS, abs=SOON)
+
+
+def test_models_that_come_through_a_relay() -> None:
+    """Peers that can't be met may still have their models on the way."""
+
+    async def story(scene: Scene, start: Start) -> None:
+        scene.relays["r"] = object()
+        scene.incoming[b"a"] = Coming(500)
+        await trio.sleep(8)
+        scene.incoming.clear()
+        scene.file("a", 3)
+
+    assert begins(Scene(list_size=1), story=story) == pytest.approx(8, abs=SOON)
 
 
 def test_a_peer_that_stalls_half_way() -> None:

@@ -9,10 +9,8 @@ import trio
 
 from ..address import Address
 from .gateway import is_inner
-from .reach import ADDRESSES_LIMIT, Claim, Confidence
+from .reach import Claim, Confidence
 
-# What is remembered of looks from outside: eight addresses and as many trackers.
-FINDINGS_LIMIT = ADDRESSES_LIMIT**2
 # Of the hosts at which we were seen, so many are claimed: IPv4 and IPv6, each by two providers. So
 # trackers that see us elsewhere each time leave room for the addresses that this machine has.
 SIGHTS_LIMIT = 4
@@ -22,10 +20,9 @@ class Direct:
     """Others connect to the address that we listen on, with nothing in between.
 
     With `--public` that address is known. Without, it is guessed: the hosts under which trackers
-    saw us and the machine's own addresses, each with the port that we listen on. Trackers that dial
-    back say how it is: where one came through, the claim is proved for a while; where none did, it
-    is no more than a guess. A peer that comes in proves what is on its side of the NAT: one from
-    the same home says nothing of the world outside.
+    saw us and the machine's own addresses, each with the port that we listen on. A peer that comes
+    in proves what is on its side of the NAT: one from the same home says nothing of the world
+    outside.
     """
 
     name = "direct"
@@ -37,8 +34,6 @@ class Direct:
         self._machine: tuple[str, ...] = ()  # the hosts that we are, the most useful first
         self._seen: dict[str, str] = {}  # by tracker; the last one is the latest news
         self._came = set[tuple[bool, int]]()  # the sides that we were dialled from
-        # (address, who looked) → whether we were reached there, and until when that holds
-        self._findings: dict[tuple[Address, str], tuple[bool, float]] = {}
 
     def bound(self, address: Address) -> None:
         """We listen here."""
@@ -71,40 +66,16 @@ class Direct:
         if side is not None:
             self._came.add(side)
 
-    def found(self, address: Address, by: str, reached: bool, until: float) -> None:
-        """Somebody has tried to reach us at an address; `by` says who, the newest word counts."""
-        self._findings.pop((address, by), None)
-        self._findings[address, by] = (reached, until)
-        if len(self._findings) > FINDINGS_LIMIT:
-            del self._findings[next(iter(self._findings))]
-
     async def run(self, *, task_status: Any) -> None:
-        """Nothing needs to be done: others tell (`saw`, `found`, `came_in`)."""
+        """Nothing needs to be done: others tell (`has`, `saw`, `came_in`)."""
         task_status.started()
         await trio.sleep_forever()
 
     def changed(self) -> None:
-        """What others have found is about the network from before."""
-        self._findings.clear()
+        """Who came in came into the network from before."""
         self._came.clear()
 
     def claims(self, now: float) -> tuple[Claim, ...]:
-        """The addresses to announce."""
-        return tuple(self._judged(claim, now) for claim in self._given())
-
-    def _judged(self, claim: Claim, now: float) -> Claim:
-        """A claim in the light of what was found: one success counts more than any failure."""
-        found = [
-            (reached, until)
-            for (address, _), (reached, until) in self._findings.items()
-            if address == claim.address and until > now
-        ]
-        proofs = [until for reached, until in found if reached]
-        if proofs:
-            return Claim(claim.address, Confidence.PROVED, max(proofs))
-        return Claim(claim.address, Confidence.GUESSED) if found else claim
-
-    def _given(self) -> tuple[Claim, ...]:
         """The addresses, as sure as they are without a look from outside."""
         given = self._public or self._bound
         if given is None:

@@ -65,19 +65,22 @@ class Reach(Protocol):
         """The network has changed: look again now."""
 
 
-def announced(reaches: Iterable[Reach], now: float) -> tuple[Address, ...]:
+def valid(reaches: Iterable[Reach], now: float) -> Iterator[Claim]:
+    """All claims that hold now, in the order of the ways."""
+    return (c for reach in reaches for c in reach.claims(now) if c.until > now)
+
+
+def announced(claims: Iterable[Claim]) -> tuple[Address, ...]:
     """The addresses of our own doors, the surest first, each once."""
-    own = (claim.address for claim in _valid(reaches, now) if not claim.relay)
+    own = (claim.address for claim in _surest_first(claims) if not claim.relay)
     return tuple(dict.fromkeys(own))[:ADDRESSES_LIMIT]
 
 
-def relayed(reaches: Iterable[Reach], now: float) -> tuple[PeerAddress, ...]:
+def relayed(claims: Iterable[Claim]) -> tuple[PeerAddress, ...]:
     """The relays where our models lie."""
-    relays = (PeerAddress(c.relay, c.address) for c in _valid(reaches, now) if c.relay)
+    relays = (PeerAddress(c.relay, c.address) for c in _surest_first(claims) if c.relay)
     return tuple(dict.fromkeys(relays))[:RELAYS_LIMIT]
 
 
-def _valid(reaches: Iterable[Reach], now: float) -> Iterator[Claim]:
-    """All claims that hold now, the surest first, else in the order of the ways."""
-    claims = [c for reach in reaches for c in reach.claims(now) if c.until > now]
-    yield from sorted(claims, key=lambda claim: -claim.confidence)
+def _surest_first(claims: Iterable[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: -claim.confidence)
