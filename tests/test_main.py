@@ -25,6 +25,8 @@ from p2pnode.node.home import Home
 from p2pnode.node.status import Event, NodeStatus
 from p2pnode.transport.address import Address
 from p2pnode.transport.identity import Identity
+from p2pnode.transport.nat.stun import mapped_tcp
+from p2pnode.transport.network import TcpNetwork
 
 STATUS = NodeStatus(
     version="1",
@@ -386,6 +388,32 @@ def test_tracker_serve_tells_its_port_and_ends_at_a_signal(number: signal.Signal
     first = lines[0].decode().splitlines()[0]
     assert first.split()[-1].startswith("127.0.0.1:")
     assert not first.endswith(":0")
+
+
+def test_a_tracker_relays_and_answers_stun(tmp_path: Path) -> None:
+    """--relay at its own port, --stun at another; peers of its swarms are told of both."""
+    lines: list[bytes] = []
+    me, peer = Identity.from_seed(bytes(32)), Identity.from_seed(bytes([1]) * 32)
+    anywhere = Address("127.0.0.1", 0)
+    services = Services(anywhere, anywhere, tmp_path / "relay", 10**9)
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_tracker, services, me, lines.append)
+            with trio.fail_after(10):
+                while len(b"".join(lines).splitlines()) < 3:
+                    await trio.sleep(0.01)
+                stun, relay, tracker = b"".join(lines).decode().splitlines()
+                asked = Address.parse(stun.split()[-1])
+                assert (await mapped_tcp(asked, anywhere)).host == "127.0.0.1"
+                assert str(tmp_path / "relay") in relay
+                at = Address.parse(tracker.split()[-1])
+                for service in ("tracker", "relay"):
+                    link = await TcpNetwork(peer).dial(at, service, me.peer_id)  # type: ignore[arg-type]
+                    await link.aclose()
+            nursery.cancel_scope.cancel()
+
+    trio.run(serve)
 
 
 def test_tracker_serve_makes_its_key_once(run: Run, home: Path) -> None:
