@@ -11,11 +11,14 @@ import contextlib
 import ctypes
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "p2plab"
 NAMESPACES = Path("/run/netns")
+WIRE = str(Path(__file__).parent / "natlab_wire.py")
 CLONE_NEWNET = 0x40000000  # sched.h
 
 
@@ -120,6 +123,7 @@ class Host(Namespace):
         self.place = switch.side
         self._cable = switch.plug(self, "eth0")
         self.address = self.address6 = ""
+        self._place6: tuple[str, str] | None = None
         self.move(address)
 
     def move(self, address: str, gateway: str | None = None) -> None:
@@ -128,12 +132,13 @@ class Host(Namespace):
         self.ip("-4", "addr", "flush", "dev", "eth0", "scope", "global")
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", self._gateway)
-        self.address = address.split("/")[0]
+        self._place, self.address = address, address.split("/")[0]
 
     def add6(self, address: str, gateway: str) -> None:
         """An IPv6 address as well."""
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", gateway)
+        self._place6 = address, gateway
         self.address6 = address.split("/")[0]
 
     def unplug(self) -> None:
@@ -161,6 +166,18 @@ class Host(Namespace):
         run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *shape)
 
     def delay(self, milliseconds: int) -> None:
-        """Send so much later; raises LabError where the kernel has no netem."""
-        delay = ("netem", "delay", f"{milliseconds}ms")
-        run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *delay)
+        """Send and receive so much later, over a long cable; `limit` comes after this."""
+        self.ip("link", "delete", "eth0")
+        wire = Namespace(f"{self.name}-wire")
+        wire.sysctl("ipv6.conf.default.disable_ipv6", "1")  # or it would say something itself
+        self._cable = self._switch.plug(wire, "far")
+        peer = ("peer", "name", "eth0", "netns", self.namespace)
+        wire.ip("link", "add", "near", "type", "veth", *peer)
+        wire.ip("link", "set", "near", "up")
+        self.ip("link", "set", "eth0", "up")
+        self.servers.append(wire.start(sys.executable, WIRE, "near", "far", str(milliseconds)))
+        while len(run(*wire.enter, "cat", "/proc/net/packet").splitlines()) < 3:
+            time.sleep(0.01)  # two sockets, and a line of titles
+        self.move(self._place)
+        if self._place6:
+            self.add6(*self._place6)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import natlab
@@ -159,6 +160,24 @@ def test_two_homes_of_one_carrier(lab: NatLab, hairpin: bool) -> None:
         there, here = (seen_by(post, sock, server.address) for sock in (one, two))
         assert not arrives(one, two, here)
         assert arrives(two, one, there) == hairpin
+
+
+def test_a_long_cable(lab: NatLab) -> None:
+    """It takes its time, each way, and loses, alters and reorders nothing."""
+    server, laptop = lab.public("server"), lab.home("port-restricted").host("laptop")
+    laptop.delay(40)
+    data = bytes(range(256)) * 40_000
+    with listener(server, PORT) as door, laptop.inside():
+        began = time.monotonic()
+        with socket.create_connection((server.address, PORT), AGAIN) as dialler:
+            assert 0.08 <= time.monotonic() - began < 0.08 + SHORT
+            connection, _ = door.accept()
+            with connection, ThreadPoolExecutor(1) as sender:
+                connection.settimeout(AGAIN)
+                sending = sender.submit(dialler.sendall, data)
+                parts = iter(lambda: connection.recv(65536), b"")
+                sending.add_done_callback(lambda _: dialler.shutdown(socket.SHUT_WR))
+                assert b"".join(parts) == data
 
 
 def test_a_router_that_blocks_udp(lab: NatLab) -> None:

@@ -108,6 +108,29 @@ def test_a_lost_relay_is_replaced(tmp_path: Path, lab: NatLab, end: str) -> None
             relayed(node, other)
 
 
+def test_the_nearest_relay(tmp_path: Path, lab: NatLab) -> None:
+    """Of two relays the one is taken that answers first; the other is a tenth of a second away."""
+    hosts = [lab.public("far"), lab.public("near")]
+    hosts[0].delay(50)
+    with Swarm(tmp_path) as swarm:
+        far, near = (tracker(swarm, host) for host in hosts)
+        for node in start(swarm, [far, near], homes(lab, "symmetric")):
+            assert home_relay(node) == near
+            averages(node)
+
+
+def test_a_hole_over_a_long_way(tmp_path: Path, lab: NatLab) -> None:
+    """Two who are far from each other, and not equally far from their tracker, still meet."""
+    hosts = homes(lab, "port-restricted")
+    hosts[0].delay(80)
+    hosts[1].delay(20)
+    with Swarm(tmp_path) as swarm:
+        address = tracker(swarm, lab.public("tracker"))
+        for node, other in both_ways(start(swarm, [address], hosts)):
+            connected(node, other)
+            averages(node)
+
+
 def test_a_newcomer_while_every_tracker_is_down(tmp_path: Path, lab: NatLab) -> None:
     """Any member that can be dialled lets one in, and tells of the others."""
     hosts = [lab.public("alice"), lab.public("bob")]
