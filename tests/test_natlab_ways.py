@@ -62,6 +62,11 @@ def home_relay(node: NodeProcess) -> str:
     return found(node)[0][1]
 
 
+def models_at(tracker: Path) -> set[str]:
+    """The models that a tracker's relay holds."""
+    return {path.name for path in (tracker / "relay").glob("*.model")}
+
+
 def test_two_that_are_never_online_together(tmp_path: Path, lab: NatLab) -> None:
     """Behind symmetric NATs, one at a time: the relay keeps their models meanwhile."""
     with Swarm(tmp_path) as swarm:
@@ -120,15 +125,21 @@ def test_the_nearest_relay(tmp_path: Path, lab: NatLab) -> None:
 
 
 def test_a_hole_over_a_long_way(tmp_path: Path, lab: NatLab) -> None:
-    """Two who are far from each other, and not equally far from their tracker, still meet."""
+    """Two who are far from each other, and not equally far from their tracker, meet; from then on
+    no model goes through the relay."""
     hosts = homes(lab, "port-restricted")
     hosts[0].delay(80)
     hosts[1].delay(20)
     with Swarm(tmp_path) as swarm:
         address = tracker(swarm, lab.public("tracker"))
-        for node, other in both_ways(start(swarm, [address], hosts)):
+        nodes = start(swarm, [address], hosts)
+        for node, other in both_ways(nodes):
             connected(node, other)
-            averages(node)
+        trains_on(nodes[0])  # what was on its way to the relay has arrived
+        stored = models_at(tmp_path / "tracker")
+        for node in nodes:
+            averages(node, epoch(node))
+        assert models_at(tmp_path / "tracker") == stored
 
 
 def test_a_newcomer_while_every_tracker_is_down(tmp_path: Path, lab: NatLab) -> None:
