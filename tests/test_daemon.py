@@ -34,3 +34,24 @@ def test_stopping_does_not_wait_for_the_start(
         return trio.current_time() - 1
 
     assert trio.run(main, clock=MockClock(autojump_threshold=0)) <= LEAVE_SECONDS
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"listen": "localhost:0"}, {"listen": "127.0.0.1:0", "public": "localhost:6000"}],
+)
+def test_a_node_with_a_name(tmp_path: Path, flags: dict[str, str]) -> None:
+    """A name in --public or --listen is a way in like any other: the node lives with it."""
+
+    async def main() -> None:
+        config, _ = load({"home": str(tmp_path), "reach": "direct,relay", **flags}, {})
+        node = Node(config, identity(1), Home(tmp_path))
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(node.network.listen, config.listen, {})
+            await node.meeting.start(nursery)
+            await nursery.start(node.meeting.run, bound)
+            await trio.sleep(0.1)
+            assert [claim.address.host for claim in node.meeting.presence.claims()] == ["localhost"]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

@@ -82,8 +82,9 @@ def test_this_machine_has_one_or_none() -> None:
         ("fe80::1", True),
         ("fd00::1", True),
         ("2001:db8::1", False),
+        ("name.example", False),
     ],
 )
 def test_inner_addresses(host: str, inner: bool) -> None:
-    """Those that a NAT stands in front of; the documentation's count as outer ones."""
+    """Those that a NAT stands in front of; the documentation's and names count as outer ones."""
     assert is_inner(host) == inner

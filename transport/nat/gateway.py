@@ -16,7 +16,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
-from ..address import Address
+from ..address import Address, is_name
 from .hosts import outgoing_host
 
 ROUTES: Final = Path("/proc/net/route")
@@ -61,7 +61,12 @@ def default_gateway() -> Gateway | None:
 
 
 def is_inner(host: str) -> bool:
-    """Whether an IP address is private, shared or link-local: another NAT is between it and all."""
+    """Whether a host is a private, shared or link-local address: a NAT is between it and all.
+
+    A name is none: it is given to be found by.
+    """
+    if is_name(host):
+        return False
     ip = ip_address(host)
     return any(ip in network for network in INNER if network.version == ip.version)
 
