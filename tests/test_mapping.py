@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,9 +25,11 @@ from p2pnode.transport.nat.mapping import (
     RETRY_SECONDS,
     Mapped,
     Probe,
+    all_routers,
     probe,
 )
 from p2pnode.transport.nat.outlook import needless, summary
+from p2pnode.transport.nat.pcp import NONCE
 from p2pnode.transport.nat.reach import Claim, Confidence
 from p2pnode.transport.nat.routers import NO_ANSWER, NO_OUTER, Heard, Lease, PcpRouter
 
@@ -483,3 +486,17 @@ async def test_probing_makes_nothing() -> None:
     )
     assert trio.current_time() == PROBE_SECONDS <= 3
     assert not any(router.count("map") for router in routers)
+
+
+@pytest.mark.parametrize("protocol", ["PCP", "NAT-PMP", "UPnP"])
+def test_no_descriptor_is_left(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node with too many open files hears of it in each protocol, and goes on."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio.socket, "socket", none_left)
+    routers = all_routers(Gateway("127.0.0.1", "127.0.0.1"), bytes(NONCE))
+    (router,) = (router for router in routers if router.protocol == protocol)
+    with pytest.raises(MappingError, match="Too many open files"):
+        trio.run(router.ask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -531,4 +532,21 @@ def test_names() -> None:
             found = await stun.udp_behaviour([none], ANYWHERE)
             assert found.kind is MappingKind.BLOCKED
 
+    trio.run(main)
+
+
+def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node with too many open files hears of it, and goes on."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        server, local = Address("127.0.0.1", 3478), Address("127.0.0.1", 0)
+        with pytest.raises(StunError, match="too many open files"):
+            await stun.mapped_tcp(server, local)
+        with pytest.raises(StunError, match="too many open files"):
+            await stun.udp_behaviour([server], local)
+
+    monkeypatch.setattr(trio.socket, "socket", none_left)
     trio.run(main)

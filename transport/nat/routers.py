@@ -163,8 +163,9 @@ async def _exchange(gateway: Gateway, port: int, request: Request, kind: type[R]
 async def _connected(gateway: Gateway, port: int) -> AsyncIterator[trio.socket.SocketType]:
     """A socket that gets only what the router sends. Raises MappingError."""
     family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
-    with trio.socket.socket(family, socket.SOCK_DGRAM) as sock:
+    with contextlib.ExitStack() as opened:
         try:
+            sock = opened.enter_context(trio.socket.socket(family, socket.SOCK_DGRAM))
             await sock.bind((gateway.ours, 0))
             await sock.connect((gateway.host, port))
         except OSError as error:

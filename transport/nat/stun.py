@@ -89,8 +89,9 @@ async def udp_behaviour(servers: Sequence[Address], local: Address) -> Behaviour
     Raises StunError where the local port can't be had.
     """
     found: Found = {}
-    with trio.socket.socket(_family(local), socket.SOCK_DGRAM) as sock:
+    with contextlib.ExitStack() as opened:
         with _errors(local):
+            sock = opened.enter_context(trio.socket.socket(_family(local), socket.SOCK_DGRAM))
             await sock.bind((local.host, local.port))
         await _ask_udp(sock, await _resolved(servers, local), found)
         await _ask_udp(sock, _alternates(found), found)
@@ -144,12 +145,13 @@ async def _resolved(servers: Sequence[Address], local: Address) -> list[Address]
 @contextlib.asynccontextmanager
 async def _bound(local: Address) -> AsyncIterator[trio.socket.SocketType]:
     """A TCP socket on a port that others of ours may be on; it ends with a reset."""
-    with trio.socket.socket(_family(local), socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    with contextlib.ExitStack() as opened:
         with _errors(local):
+            sock = opened.enter_context(trio.socket.socket(_family(local), socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             await sock.bind((local.host, local.port))
         yield sock
 

@@ -8,6 +8,7 @@ a router, also after a caller has given up, so that a mapping is never made afte
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable
@@ -150,14 +151,15 @@ def is_at(url: str, gateway: str) -> bool:
 
 def _socket(ours: str) -> trio.socket.SocketType:
     """A socket for multicast in the gateway's network. Raises MappingError."""
-    sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        raw = socket.inet_aton(ours)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, raw)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 2)
-    except OSError as error:
-        sock.close()
-        raise MappingError(error.strerror or str(error)) from error
+    with contextlib.ExitStack() as opened:
+        try:
+            sock = opened.enter_context(trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            raw = socket.inet_aton(ours)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, raw)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 2)
+        except OSError as error:
+            raise MappingError(error.strerror or str(error)) from error
+        opened.pop_all()
     return sock
 
 
