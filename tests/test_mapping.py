@@ -435,6 +435,16 @@ async def test_no_router_hangs_nothing() -> None:
     assert router.mapped == {}
 
 
+@virtual
+async def test_a_route_that_comes_later_than_the_address() -> None:
+    """Nobody tells of it, and it is found within a minute."""
+    found: list[Gateway | None] = [None]
+    async with mapping(FakeRouter(), find=lambda: found[0]) as mapped:
+        found[0] = HOME
+        await trio.sleep(CHECK_SECONDS)
+        assert claim(mapped)
+
+
 @pytest.mark.parametrize(
     ("bound", "gateway", "says"),
     [

@@ -31,7 +31,7 @@ from .upnp import UpnpRouter
 LEASE_SECONDS: Final = 3600
 """Asked for: how long a killed node's mapping stays, at most."""
 CHECK_SECONDS: Final = 60.0
-"""Between looks whether the router has restarted: one datagram each."""
+"""Between looks whether there is a router, and whether it has restarted: one datagram each."""
 RETRY_SECONDS: Final = 300.0
 """Until a network without such a router is asked again; when the network changes it is at once."""
 REFUSED_SECONDS: Final = 900.0
@@ -149,7 +149,7 @@ class Mapped:
             await self._move(place)
         self._why = why or self._why
         if place is None:
-            return RETRY_SECONDS
+            return self._check  # a route may come later than the address; a look sends nothing
         anew, self._anew = self._anew, False
         if anew or not await self._stands():
             await self._search(place[1])
