@@ -89,7 +89,7 @@ def _relay(folder: Path, space: int, registry: Registry, tell: Callable[[str], N
         clock=trio.current_time,
         wall=time.time,
         chance=random.Random(),
-        log=lambda level, text: tell(f"relay: {text}"),
+        log=lambda level, text: tell(text),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ from p2pnode.node.errors import ControlError
 from p2pnode.node.home import Home
 from p2pnode.node.status import Event, NodeStatus
 from p2pnode.transport.address import Address
+from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.identity import Identity
+from p2pnode.transport.messages import RELAY_RUN, Hello, to_bytes
 from p2pnode.transport.nat.stun import mapped_tcp
 from p2pnode.transport.network import TcpNetwork
 
@@ -410,10 +413,18 @@ def test_a_tracker_relays_and_answers_stun(tmp_path: Path) -> None:
                 at = Address.parse(tracker.split()[-1])
                 for service in ("tracker", "relay"):
                     link = await TcpNetwork(peer).dial(at, service, me.peer_id)  # type: ignore[arg-type]
+                    await link.send(to_bytes(Hello(RELAY_RUN, 0)))
+                    with suppress(LinkClosed):
+                        while service == "relay":
+                            await link.receive_any()
                     await link.aclose()
+                while len(b"".join(lines).splitlines()) < 4:
+                    await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
     trio.run(serve)
+    told = b"".join(lines).decode().splitlines()[3]
+    assert "relay: rejected (member) from" in told and told.count("relay: ") == 1
 
 
 def test_tracker_serve_makes_its_key_once(run: Run, home: Path) -> None:
