@@ -126,7 +126,7 @@ def _tracker(args: argparse.Namespace) -> int:
     services = Services(
         address=_read(address(TRACKER_PORT, any_port=True), "--listen", args.address),
         stun=args.stun and _read(address(STUN_PORT, any_port=True), "--stun", args.stun),
-        relay=home.path / "relay" if args.relay else None,
+        relay=home.path / "tracker-relay" if args.relay else None,
         space=_read(size(SPACE_LEAST, SPACE_MOST), "--relay-space", args.relay_space),
     )
     home.create()

@@ -427,6 +427,22 @@ def test_a_tracker_relays_and_answers_stun(tmp_path: Path) -> None:
     assert "relay: rejected (member) from" in told and told.count("relay: ") == 1
 
 
+def test_a_tracker_that_relays_beside_a_node(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its models in a folder of its own: what one holds the other would remove."""
+    given: list[Services] = []
+
+    async def note(services: Services, _: Identity) -> None:
+        given.append(services)
+
+    monkeypatch.setattr("p2pnode.cli.serve.serve_tracker", note)
+    assert run("tracker", "serve", "--relay")[0] == OK
+    (services,) = given
+    assert services.relay is not None and services.relay.parent == home
+    assert services.relay != home / "relay"  # the node's (daemon.py)
+
+
 def test_tracker_serve_makes_its_key_once(run: Run, home: Path) -> None:
     """Without `init`; and a busy port is one line that says what to do."""
     with socket.create_server(("127.0.0.1", 0)) as busy:

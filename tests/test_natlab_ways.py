@@ -64,7 +64,7 @@ def home_relay(node: NodeProcess) -> str:
 
 def models_at(tracker: Path) -> set[str]:
     """The models that a tracker's relay holds."""
-    return {path.name for path in (tracker / "relay").glob("*.model")}
+    return {path.name for path in (tracker / "tracker-relay").glob("*.model")}
 
 
 def test_two_that_are_never_online_together(tmp_path: Path, lab: NatLab) -> None:
