@@ -40,7 +40,8 @@ FRAME_LIMIT = max(CONTROL_LIMIT, PIECE_LIMIT) + HEADER_SIZE + 64
 RECEIVE_BUFFER, SEND_BUFFER = 4, 0
 # The kernel finds a host that vanished (no FIN, no RST) after 4 s, so that people see it within 5:
 # an idle second, then three unanswered probes a second apart; data that nobody acknowledges for 4 s
-# ends the connection too. (With 5 s each it took 5.8 s until the status said so.)
+# ends the connection too. (With 5 s each it took 5.8 s until the status said so.) So does a window
+# that stays closed for 4 s, as tcp(7) has it: a process that is stopped in a transfer is redialled.
 KEEPALIVE = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 UNACKNOWLEDGED_MS = 4000
 # Bytes that the kernel may hold beyond those on their way: it would take megabytes, and an offer
