@@ -46,8 +46,9 @@ def diagnose(f: Findings) -> Diagnosis:
     summary, advice = _ways_in(f)
     late = next((c for c in found if c.verdict == "warn" and c.name in ("clock", "tracker")), None)
     if late is not None:
-        advice = f"{late.name.capitalize()}: {late.advice}. {'' if advice == FINE else advice}"
-    return Diagnosis(True, summary, advice.strip(), found)
+        first = _sentence(f"{late.name}: {late.advice}")
+        advice = first if advice == FINE else f"{first} {advice}"
+    return Diagnosis(True, summary, advice, found)
 
 
 def _ways_in(f: Findings) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from ..tracker.state import reason
 from ..transport.address import Address
 from ..transport.errors import TransportError
 from ..transport.exchange import Exchange
@@ -101,7 +102,7 @@ class Introducers:
         except trio.TooSlowError:
             self._tell(door, f"no answer in {DIAL_SECONDS:.0f} s")
         except (TransportError, OSError) as error:
-            self._tell(door, str(error))
+            self._tell(door, reason(error, door.address))
         else:
             return await self._serve(door, door.link)
         return ""
@@ -119,7 +120,6 @@ class Introducers:
     def _tell(self, door: Door, trouble: str) -> None:
         """Say why nobody was met there, once."""
         door.tried = True
-        trouble = trouble.replace(f": {door.address}", "")
         if trouble != door.trouble:
             self._log("warning", f"--peer {door.address}: {trouble}")
         door.trouble = trouble

@@ -181,8 +181,8 @@ class Meeting:
             await nursery.start(self.presence.run, bound, self.peers)
             task_status.started()
             if not (self._config.tracker or self._config.peer or self._config.lan):
-                text = "nobody will find this node: give it a --tracker, a --peer, or --lan"
-                self._log("warning", text)
+                text = "this node looks for nobody: give it a --tracker, a --peer or --lan"
+                self._log("warning", f"{text}, unless others name it with --peer")
 
     async def leave(self) -> None:
         """Tell all trackers; the caller's scope says how long at most."""
@@ -273,4 +273,6 @@ class Meeting:
 
 def _holding(relay: RelayStatus) -> str:
     taken, space = relay.taken / 1e6, relay.space / 1e6
-    return f"{relay.models} models held, {taken:,.0f} of {space:,.0f} MB, for {relay.clients} peers"
+    counted = ((relay.models, "model"), (relay.clients, "peer"))
+    models, peers = (f"{n} {what}{'s' * (n != 1)}" for n, what in counted)
+    return f"{models} held, {taken:,.0f} of {space:,.0f} MB, for {peers}"

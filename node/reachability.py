@@ -116,8 +116,7 @@ class Reachability:
             return f"reachable {'from outside' if _from_outside(at) else f'at {at}'} {tracker}"
         if best.outcome is None:
             return f"{came}, not checked ({best.why})"
-        whom = "peers behind NATs" if _from_outside(at) else "other peers"
-        return f"not reachable at {at}: {best.why}; {whom} can't come to you"
+        return f"not reachable at {at}: {best.why}; others can't dial it"
 
     def judged(self, claim: Claim) -> Claim:
         """A claim in the light of what was found: one success counts more than any failure.

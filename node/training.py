@@ -160,7 +160,8 @@ class Training:
             case orders.Epoch():
                 self._on_epoch(report)
             case orders.Finished():
-                self._log("info", f"training is done after {report.epochs} epochs")
+                epochs = f"{report.epochs} epoch{'s' * (report.epochs != 1)}"
+                self._log("info", f"training is done after {epochs}")
 
     def printed(self, line: str) -> None:
         """What the worker, torch or the user's task says."""

@@ -342,7 +342,7 @@ def running(reachability: str, **ways: str) -> Findings:
 
 def test_a_running_node_tells_what_it_knows() -> None:
     """Its dial-backs, its mapping, its relay, its peers."""
-    shut_out = "not reachable at 2.2.2.2:6000: timed out; peers behind NATs can't come to you"
+    shut_out = "not reachable at 2.2.2.2:6000: timed out; others can't dial it"
     found = running(shut_out, mapping="2.2.2.2:6000 (PCP)", relay="8.8.8.8")
     assert check(found, "dial-back") == Check("dial-back", "warn", shut_out)
     assert check(found, "firewall").detail == "the router drops what comes in unasked"

@@ -47,7 +47,7 @@ TRACKER, SECOND = Address("8.8.8.8", 5555), Address("8.8.4.4", 5555)
 HOME, OTHER = "2.2.2.2", "9.9.9.9"
 BY = f"(checked by tracker {TRACKER})"
 FOUND = f"reachable from outside {BY}"
-LOST = f"not reachable at {HOME}:6000: timed out; peers behind NATs can't come to you"
+LOST = f"not reachable at {HOME}:6000: timed out; others can't dial it"
 CAME = "nobody came in yet"
 SOON = 10.0  # the first check is done by then
 
@@ -253,7 +253,7 @@ def test_a_node_on_the_lan_of_its_tracker() -> None:
             assert node.text == f"{at} (checked by tracker 192.168.0.1:5555)"
             with stage.lab.filtered("192.168.0.7"):
                 await trio.sleep(CHECK_SECONDS + SOON)
-                assert node.text == f"not {at}: timed out; other peers can't come to you"
+                assert node.text == f"not {at}: timed out; others can't dial it"
 
     play(scene)
 

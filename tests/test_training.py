@@ -430,7 +430,7 @@ def test_the_end_waits_for_the_last_model(tmp_path: Path) -> None:
         assert trio.current_time() - node.board._began == pytest.approx(6)
 
     node = run(tmp_path, scene, ends=True)
-    assert node.said("info")[-1] == "training is done after 1 epochs"
+    assert node.said("info")[-1] == "training is done after 1 epoch"
 
 
 def ended_after(folder: Path, scene: Callable[[Node], Awaitable[None]]) -> float:

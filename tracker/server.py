@@ -131,7 +131,7 @@ class TrackerServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
             await network.listen(
-                address, {**beside, "tracker": self._welcome}, task_status=task_status
+                address, {"tracker": self._welcome, **beside}, task_status=task_status
             )
 
     async def _expire(self) -> None:

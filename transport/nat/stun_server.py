@@ -9,6 +9,7 @@ it open so that the NAT keeps its mapping.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -140,8 +141,13 @@ async def _listen(address: Address) -> Ports:
         except OSError as error:
             tries -= 1
             if not tries:
-                why = (error.strerror or str(error)).lower()
-                raise ListenError(f"{address} (STUN): {why}") from None
+                raise ListenError(_why_no_listener(address, error)) from None
+
+
+def _why_no_listener(address: Address, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{address} (STUN) is taken by another program: choose another with --stun HOST:PORT"
+    return f"{address} (STUN): {(error.strerror or str(error)).lower()}"
 
 
 async def _try_to_listen(address: Address) -> Ports:
