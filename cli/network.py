@@ -41,7 +41,7 @@ from .lines import (
 def peers(all_peers: Sequence[PeerStatus], width: int) -> Section:
     """The neighbours, connected ones first, as many as fit."""
     order = sorted(all_peers, key=lambda peer: _RANK.get(peer.state, 2))
-    empty = [line(("none yet: they come from the tracker as they join", LABEL))]
+    empty = [line(("none yet: they appear as they join", LABEL))]
 
     def body(rows: int) -> list[Text]:
         more = len(order) >= rows > 2
@@ -75,11 +75,11 @@ def _peer_table(shown: Sequence[PeerStatus], width: int) -> list[Text]:
         right("epoch", 5, 0, lambda p: line(UNKNOWN if p.epoch is None else f"{p.epoch}")),
         right("behind", 6, 1, lambda p: _behind(p.behind)),
         right("weight", 6, 3, lambda p: line(figure(p.weight, 2))),
-        right("in", 7, 4, lambda p: line(size(p.bytes_in))),
+        right("in", 7, 4, lambda p: _bytes(p, p.bytes_in)),
         right("", 9, 7, lambda p: line((rate(p.rate_in), GOOD))),
-        right("out", 7, 5, lambda p: line(size(p.bytes_out))),
+        right("out", 7, 5, lambda p: _bytes(p, p.bytes_out)),
         right("", 9, 8, lambda p: line((rate(p.rate_out), GOOD))),
-        right("silent", 6, 6, lambda p: line(duration(p.silent))),
+        right("silent", 6, 6, _silent),
     ]
     return table(columns, width)
 
@@ -87,6 +87,15 @@ def _peer_table(shown: Sequence[PeerStatus], width: int) -> list[Text]:
 def _peer_name(peer: PeerStatus) -> Text:
     glyph, style = light(peer.state)
     return line((f"{glyph} ", style), (short(peer.peer), NAME))
+
+
+def _bytes(peer: PeerStatus, amount: int) -> Text:
+    """What went over connections; what a relay carries is not counted by peers."""
+    return line(size(amount) if amount or peer.state != "relayed" else UNKNOWN)
+
+
+def _silent(peer: PeerStatus) -> Text:
+    return line(UNKNOWN if peer.state == "relayed" else duration(peer.silent))
 
 
 def _behind(behind: float | None) -> Text:

@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Split the command line; `verb` names what to run. Raises UsageError."""
     args, unknown = parser().parse_known_args(argv)
     if unknown:
-        raise UsageError(f"{unknown[0]} means nothing here; see p2pnode {args.verb} --help")
+        verb = " ".join([args.verb, *([args.action] if "action" in args else [])])
+        raise UsageError(f"{unknown[0]} means nothing here; see p2pnode {verb} --help")
     return args
 
 

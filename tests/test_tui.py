@@ -175,7 +175,7 @@ def test_connected_peers_stay_when_room_is_short() -> None:
 def test_no_peers_and_no_epochs_say_so() -> None:
     """An empty table is a sentence, not a hole."""
     text = screen(replace(swarm_of(0, epochs=0), events=(), transfers=(), rejects=()))
-    assert "none yet: they come from the tracker as they join" in text
+    assert "none yet: they appear as they join" in text
     assert "no epoch is over yet" in text
     assert "nothing yet" in text
     assert "refused none" in text
