@@ -181,6 +181,7 @@ class Node:
     def stored(self, session: Session, held: Held) -> None:
         """A relay has our model."""
         self.training.answered(session, held)
+        self.meeting.relays.stored(session.peer)
 
     def relay_met(self, session: Session) -> None:
         """A relay is ready for use; relays.py tells of it."""
@@ -194,8 +195,10 @@ class Node:
         self.log("warning", f"rejected ({reason}) from {short(peer)}: {detail}")
 
     def refused(self, session: Session, reason: str, detail: str) -> None:
-        """A peer refuses our model."""
+        """A peer, or a relay, refuses our model."""
         self.training.answered(session)
+        if session.relay:
+            self.meeting.relays.refused(session.peer, reason)
         self.log("warning", f"{short(session.peer)} refuses our model ({reason}): {detail}")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
+from ..transport import admission
 from ..transport.link import Network
 from ..transport.nat.reach import Claim, Confidence
 from ..transport.peer_address import PeerAddress
@@ -33,6 +34,10 @@ NEARER, NEARER_SECONDS = 0.7, 300.0
 # A relay that isn't needed is kept for so long: a peer that is lost may be back soon, and who
 # fetches our models from our last home hears of the next one by then.
 LET_GO_SECONDS = 30.0
+# A relay that refuses a model for one of these reasons takes the next one; one that refuses it for
+# another, as its disk is full, is no home for so long, if there is another.
+PASSING = {admission.STALE, admission.FLOOD}
+REFUSED_SECONDS = 300.0
 # How often it is looked at what is needed; what is lost is replaced at once.
 LOOK_SECONDS = 1.0
 
@@ -79,6 +84,7 @@ class Relays:
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
         self._complained = False
+        self._refusals: dict[str, float] = {}  # relays that don't take our model, and until when
 
     # -- what others tell --------------------------------------------------------------------------
 
@@ -89,6 +95,16 @@ class Relays:
     def follow(self, peer: str, places: Places) -> None:
         """We can't connect to this peer, its models lie there; () when that is past."""
         self._candidates.follow(peer, places)
+
+    def stored(self, relay: str) -> None:
+        """Our model lies at this relay (a peer ID)."""
+        self._refusals.pop(relay, None)
+
+    def refused(self, relay: str, reason: str) -> None:
+        """This relay doesn't take our model: if its disk is full, another one is to be our home."""
+        if reason not in PASSING:
+            self._refusals[relay] = self._clock() + REFUSED_SECONDS
+            self._wake.set()
 
     def changed(self) -> None:
         """The network has changed: what failed may work now, and another relay be nearer."""
@@ -164,7 +180,8 @@ class Relays:
         """Have one relay that is ours while it is needed; replace it at once when it is lost."""
         while True:
             self._wake = trio.Event()
-            lost = self._home is None or self._home.ended.is_set()
+            home = self._home
+            lost = home is None or home.ended.is_set() or home.place.peer in self._refusing()
             due = self._clock() >= self._compared + NEARER_SECONDS
             if self._needed() and (lost or due):
                 self._home = await self._choose()
@@ -176,16 +193,22 @@ class Relays:
     async def _choose(self) -> Kept | None:
         """The best relay that is there already, or one that is clearly nearer."""
         self._compared = self._clock()
-        best = self._best()
-        within = NEARER * best.took if best else math.inf
-        places = self._candidates.to_race(self._compared, self._sessions.busy)
+        best, refusing = self._best(), self._refusing()
+        settled = best is not None and best.place.peer not in refusing
+        within = NEARER * best.took if best and settled else math.inf
+        places = self._candidates.to_race(self._compared, self._sessions.busy | refusing)
+        if best is None and not places:
+            places = self._candidates.to_race(self._compared, self._sessions.busy)
         nearer = await self._sessions.have(places, within)
         if nearer is None and best is None and places:
             self._complain(places)
         return nearer or best
 
     def _best(self) -> Kept | None:
-        """The nearest of the relays that we have, which is our home unless another clearly is."""
+        """The nearest of the relays that we have, which is our home unless another clearly is.
+
+        One that refuses our model only where there is no other: those of others still come from it.
+        """
         able = [
             kept
             for relay, kept in self._sessions.kept.items()
@@ -193,7 +216,18 @@ class Relays:
         ]
         # An offer may have been taken back from our home: as long as it serves us, it is one.
         weigh = {True: NEARER, False: 1.0}
-        return min(able, key=lambda kept: kept.took * weigh[kept is self._home], default=None)
+        refusing = self._refusing()
+
+        def rank(kept: Kept) -> tuple[bool, float]:
+            return kept.place.peer in refusing, kept.took * weigh[kept is self._home]
+
+        return min(able, key=rank, default=None)
+
+    def _refusing(self) -> set[str]:
+        """The relays (peer IDs) that didn't take our model just now."""
+        now = self._clock()
+        self._refusals = {relay: until for relay, until in self._refusals.items() if until > now}
+        return set(self._refusals)
 
     async def _keep_followed(self) -> None:
         """Have a relay of each followed peer, as long as there is room."""

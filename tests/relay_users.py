@@ -14,10 +14,11 @@ from fellows import Fellow
 
 from lab import Lab, LabLink, LabNetwork, identity
 from p2pnode.node.relays import Relays
-from p2pnode.transport import messages
+from p2pnode.transport import admission, messages
 from p2pnode.transport.address import Address
 from p2pnode.transport.link import Link, Service
-from p2pnode.transport.messages import RELAY_RUN, Hello, Ping, Pong
+from p2pnode.transport.messages import RELAY_RUN, Done, Hello, Offer, Ping, Pong, Reject
+from p2pnode.transport.outgoing import Held
 from p2pnode.transport.peer_address import PeerAddress
 from p2pnode.transport.session import Session
 
@@ -54,6 +55,8 @@ class Relay:
         self.place = PeerAddress(self.key.peer_id, Address(self.host, PORT))
         self._network = lab.network(self.key, self.host)
         self.mute = False  # says nothing
+        self.refuses = ""  # models, for this reason
+        self.offered: list[str] = []  # by whom
         self.patience = float("inf")  # seconds until it hangs up
         self.clients: list[str] = []
         self.scope = trio.CancelScope()
@@ -79,6 +82,14 @@ class Relay:
             message = messages.from_bytes(await link.receive())
             if isinstance(message, Ping) and not self.mute:
                 await link.send(messages.to_bytes(Pong(message.number)))
+            if isinstance(message, Offer):
+                self.offered.append(link.peer)
+                await link.send(
+                    messages.to_bytes(self._answer(admission.identify(message.envelope)))
+                )
+
+    def _answer(self, model: bytes) -> Done | Reject:
+        return Reject(model, self.refuses, "no") if self.refuses else Done(model)
 
 
 class Client(Fellow):
@@ -101,6 +112,14 @@ class Client(Fellow):
 
     def stores(self, session: Session) -> bool:
         return self.relays.stores(session.peer)
+
+    def stored(self, session: Session, held: Held) -> None:
+        super().stored(session, held)
+        self.relays.stored(session.peer)
+
+    def refused(self, session: Session, reason: str, detail: str) -> None:
+        super().refused(session, reason, detail)
+        self.relays.refused(session.peer, reason)
 
     def tells(self, other: Client) -> None:
         """From now on the other one knows where our models lie, as if a tracker told of it."""

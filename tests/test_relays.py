@@ -26,9 +26,11 @@ from p2pnode.node.relays import (
     LET_GO_SECONDS,
     LOOK_SECONDS,
     NEARER_SECONDS,
+    REFUSED_SECONDS,
     RELAY_SESSIONS,
     RelayStatus,
 )
+from p2pnode.transport import admission
 from p2pnode.transport.address import Address
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.nat.reach import Claim, Confidence
@@ -656,5 +658,89 @@ def test_our_model_follows_us_home(play: Play) -> None:
         await trio.sleep(SOON)
         offered = stage.client.exchange._relayed._stored
         assert [session.peer for session in offered] == [home.place.peer]
+
+    play(scene)
+
+
+def test_a_relay_that_is_full(play: Play) -> None:
+    """Our model lies at another one, however far; the near one is a home again once it has room."""
+
+    async def scene(stage: Stage) -> None:
+        near, far = await stage.relay(2, far=0.1), await stage.relay(3, far=1)
+        near.refuses = admission.DISK
+        stage.offer(near)
+        client = stage.client
+        client.publish(1)
+        await trio.sleep(10)
+        assert client.relays.home == near.place  # there is no other
+        assert stage.with_us(near) == [True]
+        stage.offer(near, far)
+        await trio.sleep(SOON)
+        assert client.relays.home == far.place
+        assert client.stored_at == [(far.place.peer, client.exchange.own()[0].id)]
+        await trio.sleep(LET_GO_SECONDS + SOON)
+        assert stage.with_us(near, far) == [False, True]
+        near.refuses = ""
+        await trio.sleep(NEARER_SECONDS)
+        assert client.relays.home == near.place
+        assert client.stored_at[-1][0] == near.place.peer
+        assert client.announced == [near.place, far.place, near.place]
+
+    play(scene)
+
+
+def test_all_relays_are_full(play: Play) -> None:
+    """One of them stays our home, where others' models come from, and none is dialled for ever."""
+
+    async def scene(stage: Stage) -> None:
+        relays = [await stage.relay(n) for n in (2, 3)]
+        for relay in relays:
+            relay.refuses = admission.DISK
+        stage.client.publish(1)
+        stage.offer(*relays)
+        await trio.sleep(10)
+        assert stage.client.relays.home in [relay.place for relay in relays]
+        await trio.sleep(2 * REFUSED_SECONDS)
+        assert len(stage.client.dialled) < 10
+        assert len(stage.client.announced) < 5
+        relays[0].refuses = relays[1].refuses = ""
+        stage.client.publish(2)
+        stage.client.exchange.store()
+        await trio.sleep(SOON)
+        assert len(stage.client.stored_at) == 1
+
+    play(scene)
+
+
+def test_a_full_relay_that_restarts(play: Play) -> None:
+    """Where there is no other, it is asked again as soon as it is back: it may have room now."""
+
+    async def scene(stage: Stage) -> None:
+        relay = await stage.relay(2)
+        relay.refuses = admission.DISK
+        stage.client.publish(1)
+        stage.offer(relay)
+        await trio.sleep(SOON)
+        assert relay.offered
+        relay.scope.cancel()
+        await trio.sleep(1)
+        await stage.relay(2)
+        await trio.sleep(3 * SOON)
+        assert [where for where, _ in stage.client.stored_at] == [relay.place.peer]
+
+    play(scene)
+
+
+def test_a_refusal_that_says_nothing_of_the_relay(play: Play) -> None:
+    """A newer model is on its way there, or there are too many: it stays our home."""
+
+    async def scene(stage: Stage) -> None:
+        near, far = await stage.relay(2), await stage.relay(3, far=1)
+        near.refuses = admission.STALE
+        stage.client.publish(1)
+        stage.offer(near, far)
+        await trio.sleep(10)
+        assert near.offered and stage.client.relays.home == near.place
+        assert stage.client.announced == [near.place]
 
     play(scene)
