@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import trio
 from fellows import Fellow, host_of
-from relaying import Place, scene, store
+from relaying import Place, leave, scene, store
 
 from lab import Lab
 from p2pnode.transport import admission
@@ -54,6 +55,28 @@ def test_what_the_disk_spoils_is_noticed_by_who_fetches_it(tmp_path: Path) -> No
         assert len(relay.lines) == 1 and "spoilt on our disk" in relay.lines[0]
 
     scene(tmp_path, check, 2)
+
+
+def test_a_disk_that_spoils_models_and_takes_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mounted read-only after its errors, as disks are: the model is offered no more."""
+
+    def broken(_model: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    async def check(_lab: Lab, relay: Place, alice: Fellow) -> None:
+        model = await store(relay, alice)
+        (held,) = relay.shelf.held()
+        held.path.write_bytes(bytes(model.manifest.size))
+        monkeypatch.setattr("p2pnode.transport.shelf.remove", broken)
+        leave(relay, alice)
+        relay.relay._checker.suspect(model.id)
+        await relay.until(lambda: not relay.holds(model))
+        await trio.sleep(1)
+        assert any("spoilt on our disk" in line for line in relay.lines)
+
+    scene(tmp_path, check, 1)
 
 
 def test_a_lie_about_a_digest_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ What changes the disk is for a thread; asking what is there isn't.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections import Counter
@@ -146,7 +147,8 @@ class Shelf:
         with self._lock:
             held = self.find(model)
             if held is not None:
-                self._evict(held.peer)
+                with contextlib.suppress(OSError):  # of a broken disk; nobody gets it any more
+                    self._evict(held.peer)
         return held is not None
 
     def tidy(self, reading: Collection[bytes], coming: KeysView[bytes]) -> None:
