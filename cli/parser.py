@@ -120,7 +120,7 @@ def _tracker(verb: Parser) -> None:
         metavar="HOST:PORT",
         nargs="?",
         const=stun,
-        help=f"tell peers where NATs show them, over UDP and TCP at this address ({stun})",
+        help=f"tell peers where NATs show them (STUN, UDP and TCP); without HOST:PORT at {stun}",
     )
     relay, space = (next(o for o in OPTIONS if o.name == name) for name in RELAYING)
     serve.add_argument("--relay", action="store_true", help=relay.help)

@@ -59,6 +59,7 @@ def _verbs(verb: argparse.ArgumentParser) -> Iterator[str]:
 
 def _flag(action: argparse.Action) -> str:
     value = f" {action.metavar}" if isinstance(action.metavar, str) and action.metavar else ""
+    value = f" [{action.metavar}]" if action.nargs == "?" else value
     return ", ".join(f"`{name}{_cell(value)}`" for name in action.option_strings)
 
 
