@@ -48,6 +48,6 @@ async def offered_mapping(bound: Address) -> Mapping:
     found = await probe(gateway)
     spoken = [one for one in found if one.outcome == "answers"]
     if not spoken:
-        return Mapping(why=f"the router speaks none of {', '.join(p.protocol for p in found)}")
+        return Mapping(why=f"the router answers none of {', '.join(p.protocol for p in found)}")
     outer = next((one.host for one in spoken if one.host), None)
     return Mapping(protocol=spoken[0].protocol, host=outer)

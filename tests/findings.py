@@ -48,7 +48,7 @@ AT_HOME = replace(
     relays=(RELAY,),
     udp=nat(MappingKind.INDEPENDENT),
     tcp=nat(MappingKind.INDEPENDENT),
-    mapping=Mapping(why="the router speaks none of PCP, NAT-PMP, UPnP"),
+    mapping=Mapping(why="the router answers none of PCP, NAT-PMP, UPnP"),
 )
 SYMMETRIC = replace(
     AT_HOME,

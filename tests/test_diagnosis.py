@@ -278,7 +278,7 @@ LINES: list[tuple[Findings, str, str, str]] = [
         "warn",
         "another NAT is in front of it",
     ),
-    (AT_HOME, "port mapping", "warn", "speaks none"),
+    (AT_HOME, "port mapping", "warn", "answers none"),
     (PUBLIC, "port mapping", "info", "not needed"),
     (replace(PUBLIC, mapping=None), "port mapping", "info", "no answer in time"),
     (PUBLIC, "dial-back", "ok", f"{US}:6000 was reached from outside"),
