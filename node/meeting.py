@@ -22,7 +22,6 @@ from ..transport.identity import Identity
 from ..transport.link import Handlers, Link
 from ..transport.nat.direct import Direct
 from ..transport.nat.gateway import is_inner
-from ..transport.nat.hosts import look
 from ..transport.nat.mapping import Mapped
 from ..transport.nat.punching import Punched
 from ..transport.nat.reach import Confidence, Reach
@@ -120,7 +119,7 @@ class Meeting:
             network, exchange, config.peer, clock=clock, chance=chance, log=log
         )
         self._lan = Lan(
-            identity.peer_id, config.swarm, self.peers, hosts=lambda: look().hosts, log=log
+            identity.peer_id, config.swarm, self.peers, hosts=lambda: self.presence.hosts, log=log
         )
         self._relay = self._own_relay(folder, wall, chance) if config.relay else None
 
@@ -176,9 +175,9 @@ class Meeting:
         async with trio.open_nursery() as nursery:
             for part in (self._gossip, self._introducers, self.puncher):
                 await nursery.start(part.run)
+            await nursery.start(self.presence.run, bound, self.peers)
             if self._config.lan:
                 await nursery.start(self._lan.run, bound)
-            await nursery.start(self.presence.run, bound, self.peers)
             task_status.started()
             if not (self._config.tracker or self._config.peer or self._config.lan):
                 text = "this node looks for nobody: give it a --tracker, a --peer or --lan"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -54,4 +55,28 @@ def test_a_node_with_a_name(tmp_path: Path, flags: dict[str, str]) -> None:
             assert [claim.address.host for claim in node.meeting.presence.claims()] == ["localhost"]
             nursery.cancel_scope.cancel()
 
+    trio.run(main)
+
+
+def test_a_node_that_cannot_look_at_its_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many files are open for that: it looks later, with --lan, too."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        flags = {"listen": "127.0.0.1:0", "reach": "direct", "lan": "true"}
+        config, _ = load({"home": str(tmp_path), **flags}, {})
+        node = Node(config, identity(1), Home(tmp_path))
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(node.network.listen, config.listen, {})
+            await node.meeting.start(nursery)
+            await nursery.start(node.meeting.run, bound)
+            await trio.sleep(0.1)
+            assert node.meeting.presence.hosts == ()
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr("ifaddr.get_adapters", none_left)
     trio.run(main)
