@@ -5,11 +5,13 @@ A relay listens at the tracker's port, too; a STUN server has a port of its own.
 
 import os
 import random
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -23,6 +25,10 @@ from ..transport.network import TcpNetwork
 from ..transport.relay import Relay
 from ..transport.shelf import Shelf
 from .logs import Log, Printer, to_stdout
+
+OPEN_FILES: Final = 4096
+"""Descriptors: 900 links, 256 clients of a relay that each read some models, 128 STUN connections
+and as many strangers are more than the 1024 that a process usually has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ async def serve_tracker(
     services: Services, identity: Identity, write: Callable[[bytes], object] = to_stdout
 ) -> None:
     """Serve until SIGINT or SIGTERM. Raises ListenError where an address can't be had."""
+    take_open_files()
     log, printer = Log(), Printer(write)
 
     def tell(text: str) -> None:
@@ -52,6 +59,14 @@ async def serve_tracker(
             await _start(services, identity, tell, nursery)
     finally:
         await printer.finish()
+
+
+def take_open_files() -> None:
+    """Let this process have OPEN_FILES, or as many of them as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _start(

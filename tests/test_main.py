@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import trio
 
 from p2pnode.cli import verbs
 from p2pnode.cli.main import FAILED, INTERRUPTED, MISTAKE, OK, main
-from p2pnode.cli.serve import Services, Strangers, serve_tracker
+from p2pnode.cli.serve import OPEN_FILES, Services, Strangers, serve_tracker, take_open_files
 from p2pnode.cli.verbs import VERBS
 from p2pnode.node import control
 from p2pnode.node.config import Config
@@ -425,6 +426,22 @@ def test_a_tracker_relays_and_answers_stun(tmp_path: Path) -> None:
     trio.run(serve)
     told = b"".join(lines).decode().splitlines()[3]
     assert "relay: rejected (member) from" in told and told.count("relay: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(1024, OPEN_FILES), (OPEN_FILES + 1, OPEN_FILES + 1)]
+)
+def test_a_tracker_may_open_as_many_files_as_it_serves(before: int, after: int) -> None:
+    """With a relay and STUN that is more than processes usually may; never fewer than before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard <= OPEN_FILES:
+        pytest.skip(f"only {hard} open files are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+    try:
+        take_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (after, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_tracker_that_relays_beside_a_node(

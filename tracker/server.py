@@ -46,7 +46,8 @@ from .sessions import Session
 from .verdict import DialBack, Verdict
 
 LINKS: Final = 900
-"""Links at once: each costs a descriptor, and the usual limit of a process is 1024."""
+"""Links at once: each costs a descriptor, and the usual limit of a process is 1024. Who serves more
+beside needs more (cli/serve.py)."""
 
 LINKS_PER_HOST: Final = PEERS_PER_HOST
 """Links at once from one host: no more than its peers may be."""
