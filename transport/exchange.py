@@ -23,6 +23,7 @@ from .link import Link
 from .messages import Hello, Reject, Run, Want, difference
 from .outgoing import Held
 from .parts import PartFile
+from .pace import Limits
 from .relayed import Relayed, RelayObserver
 from .session import Session, turn_away
 
@@ -93,12 +94,14 @@ class Exchange:
         max_peers: int,
         chance: random.Random,
     ) -> None:
+        limits: Limits | None = None,
         self.me, self._library, self._observer = me, library, observer
+        self.limits = limits or Limits()
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
         self._intake = Intake(self, clock, downloads.WAITING_LIMIT)
-        self._relayed = Relayed(self, observer, self._intake, clock)
+        self._relayed = Relayed(self, observer, self._intake, clock, self.limits)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._leaving = False
@@ -177,7 +180,8 @@ class Exchange:
             return unwelcome
         if link.peer in self.sessions:
             self.sessions[link.peer].close("connected anew")
-        session = self.sessions[link.peer] = Session(link, self, self._clock)
+        session = Session(link, self, self._clock, limits=self.limits)
+        self.sessions[link.peer] = session
         try:
             await session.run(self.hello)
         finally:

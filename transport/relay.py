@@ -33,6 +33,7 @@ from .link import Link
 from .manifest import DIGESTS_LIMIT
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
+from .pace import Limits
 from .parts import PartFile
 from .session import Session, turn_away
 from .shelf import Shelf, belongs
@@ -87,6 +88,7 @@ class Relay:
     """All clients, and the models that they share.
 
     `admits(peer ID, swarm)` says who may use it for which swarm; `clock` and `wall` as everywhere.
+    A node's own relay shares the node's `limits`.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class Relay:
         wall: Callable[[], float],
         chance: random.Random,
         log: Callable[[str, str], None],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits or Limits()
         self._shelf, self._admits = shelf, admits
         self._clock, self._wall, self._chance, self._log = clock, wall, chance, log
         self._clients: dict[str, Client] = {}
@@ -120,7 +124,7 @@ class Relay:
 
     async def serve(self, link: Link) -> None:
         """One client's whole life; a handler of Network.listen."""
-        session = Session(link, self, self._clock)
+        session = Session(link, self, self._clock, limits=self._limits)
         unwelcome = self._unwelcome(session)
         if unwelcome:
             self.rejected(admission.FLOOD, link.peer, unwelcome)

@@ -15,6 +15,7 @@ from .intake import Intake
 from .link import Link
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
+from .pace import Limits
 from .session import Session
 
 
@@ -57,9 +58,15 @@ class Relayed:
     """All sessions with relays; their `Owner`."""
 
     def __init__(
-        self, side: Side, observer: RelayObserver, intake: Intake, clock: Callable[[], float]
+        self,
+        side: Side,
+        observer: RelayObserver,
+        intake: Intake,
+        clock: Callable[[], float],
+        limits: Limits,
     ) -> None:
         self._side, self._observer, self._intake, self._clock = side, observer, intake, clock
+        self._limits = limits
         self.sessions: dict[str, Session] = {}
         self._stored: dict[Session, bytes] = {}  # the last model that we offered
 
@@ -67,7 +74,8 @@ class Relayed:
         """One link's whole life, which we dialled; gives the reason for its end."""
         if link.peer in self.sessions:
             self.sessions[link.peer].close("connected anew")
-        session = self.sessions[link.peer] = Session(link, self, self._clock, relay=True)
+        session = Session(link, self, self._clock, limits=self._limits, relay=True)
+        self.sessions[link.peer] = session
         try:
             await session.run(self._side.hello)
         finally:

@@ -36,6 +36,7 @@ from .messages import (
     Want,
 )
 from .outgoing import Held, Outgoing
+from .pace import Limits
 from .sender import Sender
 from .sinks import Sink, Sinks
 
@@ -91,12 +92,20 @@ class Owner(Protocol):
 class Session:
     """One peer that we are connected to; `run` is its whole life.
 
-    `relay`: what the peer offers are the models of others, which lie there.
+    `limits` are shared with all other sessions. `relay`: what the peer offers are the models of
+    others, which lie there.
     """
 
     def __init__(
-        self, link: Link, owner: Owner, clock: Callable[[], float], *, relay: bool = False
+        self,
+        link: Link,
+        owner: Owner,
+        clock: Callable[[], float],
+        *,
+        limits: Limits | None = None,
+        relay: bool = False,
     ) -> None:
+        self.limits = limits or Limits()
         self.link, self.peer, self.relay = link, link.peer, relay
         self._owner, self._clock = owner, clock
         self.hello: Hello | None = None
@@ -109,7 +118,7 @@ class Session:
         self.on_peers: Callable[[Peers], None] = lambda told: None  # whoever listens to that
         self._tellings = Bucket(TELLINGS_PER_SECOND, TELLINGS_BURST)
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
-        self._sender, self._sinks = Sender(link, clock), Sinks()
+        self._sender, self._sinks = Sender(link, clock, self.limits.up), Sinks()
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
         self._pings: dict[int, float] = {}
         self._garbage = 0

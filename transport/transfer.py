@@ -185,6 +185,11 @@ class Upload:
         """Whether everything was sent."""
         return self._next is None
 
+    @property
+    def next_size(self) -> int:
+        """Bytes of the next piece; 0 when there is none."""
+        return self._next[2] if self._next is not None else 0
+
     def take(self) -> tuple[int, int, int]:
         """The next piece as (chunk, offset, length)."""
         if self._next is None or self.credit <= 0:
