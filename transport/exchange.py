@@ -20,10 +20,11 @@ from .admission import Offered, Refusal
 from .incoming import Incoming
 from .intake import Intake
 from .link import Link
+from .manifest import ENCODINGS
 from .messages import Hello, Reject, Run, Want, difference
 from .outgoing import Held
-from .parts import PartFile
 from .pace import Limits
+from .parts import PartFile
 from .relayed import Relayed, RelayObserver
 from .session import Session, turn_away
 
@@ -93,10 +94,10 @@ class Exchange:
         fan_out: int,
         max_peers: int,
         chance: random.Random,
-    ) -> None:
         limits: Limits | None = None,
-        self.me, self._library, self._observer = me, library, observer
+    ) -> None:
         self.limits = limits or Limits()
+        self.me, self._library, self._observer = me, library, observer
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
@@ -130,7 +131,7 @@ class Exchange:
     def announce(self, held: Held) -> set[Session]:
         """Offer our own new model to `fan_out` of the peers, chosen anew each time, and to the
         relays where it is to lie: to these."""
-        met = self.met()
+        met = [session for session in self.met() if session.takes(held)]
         chosen = self._chance.sample(met, min(self._fan_out, len(met)))
         for session in chosen:
             session.offer(held)
@@ -225,7 +226,8 @@ class Exchange:
         """The run and our newest epoch, once the model is built."""
         await self._agreed.wait()
         assert self._terms is not None
-        return Hello(self._terms.run, max((own.manifest.epoch for own in self.own()), default=0))
+        epoch = max((own.manifest.epoch for own in self.own()), default=0)
+        return Hello(self._terms.run, epoch, ENCODINGS)
 
     def own(self) -> list[Held]:
         """Our own newest model, if there is one that is worth an offer."""

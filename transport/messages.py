@@ -17,7 +17,7 @@ from . import wire
 from .envelope import ENVELOPE_LIMIT
 from .errors import WireError
 from .link import CONTROL_LIMIT
-from .manifest import DIGEST, DIGESTS_LIMIT, SWARM_LIMIT
+from .manifest import DIGEST, DIGESTS_LIMIT, ENCODING_LIMIT, RAW, SWARM_LIMIT
 from .wire import Fields, Value
 
 PROTOCOL = 1
@@ -31,6 +31,7 @@ RANGES_LIMIT = DIGESTS_LIMIT // DIGEST // 2  # every second chunk of a manifest'
 CREDIT_LIMIT = 1024  # pieces; a gigabyte in flight is more than any line needs
 # Peers in one `peers`, and bytes of a signed record (as trackers have it): half a control message.
 TOLD_LIMIT, RECORD_LIMIT, PEER_LIMIT = 32, 4096, 64
+ENCODINGS_LIMIT = 32  # five times what there are
 COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
 
 
@@ -51,10 +52,14 @@ RELAY_RUN = Run("", "relay", bytes(32), 0, ())
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message, both ways: the run, and the epoch of the newest own model (0: none)."""
+    """The first message, both ways: the run, and the epoch of the newest own model (0: none).
+
+    `encodings` are those of the models that this side can read; who says nothing reads raw ones.
+    """
 
     run: Run
     epoch: int
+    encodings: tuple[str, ...] = (RAW,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +185,21 @@ def _read_run(f: Fields) -> Run:
     )
 
 
+def _hello_value(m: Hello) -> dict[str, object]:
+    value = {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch}
+    return value if m.encodings == (RAW,) else value | {"encodings": list(m.encodings)}
+
+
 def _read_hello(f: Fields) -> Hello:
     version = f.integer("version")
     if version != PROTOCOL:
         raise WireError(f"the peer speaks version {version}, this node version {PROTOCOL}")
-    return Hello(_read_run(f.map("run")), f.integer("epoch"))
+    return Hello(_read_run(f.map("run")), f.integer("epoch"), _read_encodings(f))
+
+
+def _read_encodings(f: Fields) -> tuple[str, ...]:
+    encodings = f.items("encodings", ENCODINGS_LIMIT)
+    return tuple(encodings.text(i, ENCODING_LIMIT) for i in encodings) or (RAW,)
 
 
 def _read_fetch(f: Fields) -> Fetch:
@@ -225,7 +240,7 @@ Reader: TypeAlias = Callable[[Fields], Message]
 _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
     "hello": (
         Hello,
-        lambda m: {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch},
+        _hello_value,
         _read_hello,
     ),
     "bye": (

@@ -30,7 +30,7 @@ from .identity import short
 from .incoming import Incoming
 from .intake import Intake
 from .link import Link
-from .manifest import DIGESTS_LIMIT
+from .manifest import DIGESTS_LIMIT, ENCODINGS
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
 from .pace import Limits
@@ -157,7 +157,7 @@ class Relay:
         self._in, self._out = self._in + session.bytes_in, self._out + session.bytes_out
 
     async def _hello(self) -> Hello:
-        return Hello(RELAY_RUN, 0)
+        return Hello(RELAY_RUN, 0, ENCODINGS)
 
     @property
     def status(self) -> RelayStatus:

@@ -95,7 +95,8 @@ class Relayed:
 
     def _store_at(self, session: Session) -> bool:
         """Whether our newest model is to lie there; it is offered unless it was."""
-        own = self._side.own() if self._observer.stores(session) else []
+        ours = self._side.own() if self._observer.stores(session) else []
+        own = [held for held in ours if session.takes(held)]
         for held in own:
             if self._stored.get(session) != held.id:
                 self._stored[session] = held.id

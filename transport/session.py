@@ -14,7 +14,7 @@ import trio
 
 from . import messages
 from .address import owner
-from .admission import FLOOD, GARBAGE, PROTOCOL, SLOW
+from .admission import ENCODING, FLOOD, GARBAGE, PROTOCOL, SLOW
 from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
 from .link import Link, Piece
@@ -122,6 +122,7 @@ class Session:
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
         self._pings: dict[int, float] = {}
         self._garbage = 0
+        self._unreadable = False  # some model was not offered for its encoding
         self._greeted = False
         self._parting = trio.Event()
         self._scope = trio.CancelScope()
@@ -210,11 +211,23 @@ class Session:
             self.close("too many messages not read")
 
     def offer(self, held: Held) -> None:
-        """Offer a model; its answer is reported once."""
+        """Offer a model that the peer can read; its answer is reported once."""
+        if not self.takes(held):
+            return
         self._unanswered[held.id] = None
         if len(self._unanswered) > UNANSWERED_LIMIT:
             del self._unanswered[next(iter(self._unanswered))]
         self.say(Offer(held.envelope))
+
+    def takes(self, held: Held) -> bool:
+        """Whether the peer can read a model; that it can't is reported once, as its refusal."""
+        encoding = held.manifest.encoding
+        takes = self.hello is None or encoding in self.hello.encodings
+        if not takes and not self._unreadable:
+            self._unreadable = True
+            detail = f"its version of p2pnode can't read the encoding {encoding}"
+            self._owner.rejected_by(self, Reject(held.id, ENCODING, detail))
+        return takes
 
     def fetch(self, sink: Sink, model: bytes, ranges: Ranges, credit: int) -> int:
         """Ask for chunks of a model; its pieces go to the sink. Gives the transfer number."""
