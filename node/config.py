@@ -49,6 +49,8 @@ class Config:
     stun: tuple[Address, ...]
     relay: bool
     relay_space: int
+    up: int
+    down: int
     max_peers: int
     fan_out: int
     task: str

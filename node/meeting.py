@@ -148,6 +148,7 @@ class Meeting:
             wall=wall,
             chance=chance,
             log=self._log,
+            limits=self._exchange.limits,
         )
 
     # -- life --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from .kinds import (
     choice,
     integer,
     number,
+    rate,
     size,
     words,
 )
@@ -35,6 +36,10 @@ WAYS: Final = ("direct", "mapping", "punching", "relay")
 
 SPACE_LEAST, SPACE_MOST = 10**7, 10**15
 """Bytes that a relay may use: two small models, and more than any disk has."""
+
+RATE_LEAST, RATE_MOST = 10**5, 10**11
+"""Bytes a second: peers take one that sends less than a piece of 1 MiB a minute for stalled, and
+several of them share the limit; no network is as fast as the other."""
 
 TRACKERS_LIMIT: Final = 16
 """Each tracker costs a connection and an announce every few seconds; nobody runs this many."""
@@ -177,6 +182,20 @@ OPTIONS: Final = (
         size(SPACE_LEAST, SPACE_MOST),
         "10GB",
         "disk that the models held for others may take",
+        "Network",
+    ),
+    Option(
+        "up",
+        rate(RATE_LEAST, RATE_MOST),
+        "none",
+        "most that is sent a second, to all peers together: 5MB/s, 20Mbit/s, none",
+        "Network",
+    ),
+    Option(
+        "down",
+        rate(RATE_LEAST, RATE_MOST),
+        "none",
+        "most that is received a second, from all peers together: 5MB/s, 20Mbit/s, none",
         "Network",
     ),
     Option(

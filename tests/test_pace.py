@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import trio
+from fellows import fellows, host_of, noise, virtual
 from hypothesis import given
 from hypothesis import strategies as st
+from relaying import NUMBER, Place
 
+from lab import Lab, identity
 from p2pnode.transport.link import PIECE_LIMIT
-from p2pnode.transport.pace import Limits, Pace
+from p2pnode.transport.pace import SLACK_SECONDS, Limits, Pace
+from p2pnode.transport.session import PING_SECONDS
 
 RATE = 1_000_000.0
 
@@ -19,24 +26,24 @@ def test_without_a_limit_nothing_waits() -> None:
         assert [pace.wait(PIECE_LIMIT, 5.0) for _ in range(1000)] == [0.0] * 1000
 
 
-def test_a_piece_at_once_then_the_rate() -> None:
-    """What is idle saves up one piece, however long; the next ones wait for their time."""
+def test_what_comes_at_once_waits_its_time() -> None:
+    """Pieces follow each other at the rate; what is idle saves up a moment's bytes."""
     pace = Pace(RATE)
     piece = PIECE_LIMIT / RATE
     waits = [pace.wait(PIECE_LIMIT, 1000.0) for _ in range(4)]
     assert pace.limited
-    assert waits == pytest.approx([0, piece, 2 * piece, 3 * piece])
+    assert waits == pytest.approx([n * piece - SLACK_SECONDS for n in (1, 2, 3, 4)])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, PIECE_LIMIT)), min_size=1))
 def test_the_rate_holds_whatever_the_sizes(steps: list[tuple[int, int]]) -> None:
-    """Whoever waits as told never passes more than a piece and rate × time."""
+    """Whoever waits as told never passes more than a moment's bytes and rate × time."""
     pace, now, passed = Pace(RATE), 0.0, 0
     for pause, size in steps:
         now += pause
         now += pace.wait(size, now)
         passed += size
-        assert passed <= PIECE_LIMIT + RATE * now + 1e-3
+        assert passed <= RATE * (SLACK_SECONDS + now) + 1e-3
 
 
 def test_sessions_move_on_in_turn() -> None:

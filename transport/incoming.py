@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from .admission import DIGEST, DISK, SLOW, Offered, Refusal
-from .link import Piece
+from .link import PIECE_LIMIT, Piece
 from .messages import Credit
 from .parts import Arrival, PartFile
 from .session import Session
@@ -116,7 +116,9 @@ class Incoming:
     async def _from(self, session: Session, part: PartFile) -> None:
         """Fetch what is missing from one session until whole or the source fails."""
         self._send, receive = trio.open_memory_channel[Arrival](WINDOW + RENEW)
-        transfer = session.fetch(self, self.model, self.download.ask(), WINDOW)
+        credit = RENEW if session.limits.down.limited else WINDOW
+        await self._afford(session, credit)
+        transfer = session.fetch(self, self.model, self.download.ask(), credit)
         try:
             while not self.download.done:
                 await self._deal_with(await _batch(receive), part, session, transfer)
@@ -143,7 +145,15 @@ class Incoming:
                 self.download.refuted(arrival.piece.chunk)
                 raise BadSource(DIGEST, f"chunk {arrival.piece.chunk} doesn't match its digest")
             if (more := self.download.renew()) and not self.download.done:
+                await self._afford(session, more)
                 session.say(Credit(transfer, more))
+
+    async def _afford(self, session: Session, pieces: int) -> None:
+        """Wait until the limit of what comes in allows so many pieces more, or all that is left."""
+        manifest = self.offered.manifest
+        most = pieces * min(PIECE_LIMIT, manifest.chunk_size)
+        size = min(most, manifest.size - self.download.bytes_here)
+        await trio.sleep(session.limits.down.wait(size, trio.current_time()))
 
 
 def _disk(doing: str, error: OSError) -> Refusal:
