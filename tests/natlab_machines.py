@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+import natlab_link
+from natlab_link import Cable
 
 PREFIX = "p2plab"
 NAMESPACES = Path("/run/netns")
@@ -80,6 +84,13 @@ class Namespace:
             finally:
                 _enter(libc, home.fileno())
 
+    def tap(self, name: str) -> int:
+        """A network device whose frames go to whoever holds this descriptor."""
+        with self.inside():
+            device = natlab_link.tap(name)
+        self.ip("link", "set", name, "txqueuelen", str(natlab_link.BACKLOG))
+        return device
+
     def bridge(self, name: str) -> None:
         """A switch with an address of its own."""
         self.ip("link", "add", name, "type", "bridge")
@@ -120,11 +131,12 @@ class Host(Namespace):
         self.place = switch.side
         self._cable = switch.plug(self, "eth0")
         self.address = self.address6 = ""
+        self._at6: tuple[str, str] | None = None
         self.move(address)
 
     def move(self, address: str, gateway: str | None = None) -> None:
         """Take another address, as after a DHCP renewal in another network; the old one is gone."""
-        self._gateway = gateway or self._gateway
+        self._network, self._gateway = address, gateway or self._gateway
         self.ip("-4", "addr", "flush", "dev", "eth0", "scope", "global")
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", self._gateway)
@@ -134,7 +146,7 @@ class Host(Namespace):
         """An IPv6 address as well."""
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", gateway)
-        self.address6 = address.split("/")[0]
+        self.address6, self._at6 = address.split("/")[0], (address, gateway)
 
     def unplug(self) -> None:
         """Pull the cable: no FIN, no RST, nothing."""
@@ -160,7 +172,17 @@ class Host(Namespace):
         shape = ("tbf", "rate", rate, "burst", "16kb", "latency", "100ms")
         run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *shape)
 
-    def delay(self, milliseconds: int) -> None:
-        """Send so much later; raises LabError where the kernel has no netem."""
-        delay = ("netem", "delay", f"{milliseconds}ms")
-        run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *delay)
+    def line(self, cable: Cable) -> None:
+        """From now on the cable is long, thin or lossy, both ways. Once a machine."""
+        mac = json.loads(self.ip("-j", "link", "show", "eth0"))[0]["address"]
+        self.ip("link", "delete", "eth0")  # and with it the other end
+        near, far = self.tap("eth0"), self._switch.tap(self._cable)
+        self.ip("link", "set", "eth0", "address", mac, "up")
+        self._switch.ip("link", "set", self._cable, "master", self._switch.port, "up")
+        words = [*self.enter, *natlab_link.command(near, far, cable)]
+        self.servers.append(subprocess.Popen(words, pass_fds=(near, far)))
+        os.close(near)
+        os.close(far)
+        self.move(self._network, self._gateway)
+        if self._at6 is not None:
+            self.add6(*self._at6)
