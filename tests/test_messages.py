@@ -17,11 +17,13 @@ from lab import identity
 from p2pnode.transport import (
     downloads,
     exchange,
+    haves,
     incoming,
     messages,
     outgoing,
     sender,
     session,
+    sources,
     transfer,
     wire,
 )
@@ -36,6 +38,7 @@ from p2pnode.transport.messages import (
     Done,
     Fetch,
     Gone,
+    Have,
     Hello,
     Message,
     Offer,
@@ -68,6 +71,7 @@ MESSAGES: dict[str, Message] = {
     "peer-offer": Offer(golden("envelope")),
     "peer-want": Want(),
     "peer-fetch": Fetch(7, MODEL, ((0, 1), (2, 1)), 8),
+    "peer-have": Have(MODEL, ((0, 1), (2, 1))),
     "peer-credit": Credit(7, 4),
     "peer-stop": Stop(7),
     "peer-gone": Gone(7),
@@ -102,7 +106,10 @@ def test_golden_piece() -> None:
 
 def test_the_docs_tell_every_limit() -> None:
     """The numbers of docs/protocol/messages.md are those of the code."""
-    modules = (downloads, exchange, incoming, links, messages, outgoing, sender, session, transfer)
+    modules = (
+        *(downloads, exchange, haves, incoming, links, messages, outgoing, sender, session),
+        *(sources, transfer),
+    )
     told = dict(re.findall(r"\| `([A-Z_]+)` \| ([0-9.]+) \|", PAGE.read_text()))
     assert len(told) > 10
     assert {name: float(value) for name, value in told.items()} == {
@@ -143,6 +150,7 @@ def test_the_largest_messages_fit_a_control_message() -> None:
         Hello(run, 2**63 - 1, (wide * ENCODING_LIMIT,) * messages.ENCODINGS_LIMIT),
         Offer(bytes(ENVELOPE_LIMIT)),
         Fetch(2**32 - 1, bytes(32), gaps, 1),
+        Have(bytes(32), tuple((2 * n, 1) for n in range(messages.HAVE_LIMIT))),
         Reject(bytes(32), wide * 64, wide * messages.TEXT_LIMIT),
         Peers((bytes(messages.RECORD_LIMIT),) * 32, (wide * messages.PEER_LIMIT,) * 32),
     ):

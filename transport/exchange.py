@@ -17,7 +17,7 @@ import trio
 
 from . import admission, downloads
 from .admission import Offered, Refusal
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .intake import Intake
 from .link import Link
 from .manifest import ENCODINGS
@@ -101,7 +101,7 @@ class Exchange:
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
-        self._intake = Intake(self, clock, downloads.WAITING_LIMIT)
+        self._intake = Intake(self, clock, downloads.WAITING_LIMIT, Company(me, self.met, chance))
         self._relayed = Relayed(self, observer, self._intake, clock, self.limits)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
@@ -272,12 +272,20 @@ class Exchange:
                 session.offer(held)
 
     def held_for(self, _session: Session, model: bytes) -> Held | None:
-        """Whoever trains the same run may have any model here."""
-        return self.find(model)
+        """Whoever trains the same run may have any model here, and what is here of one to come."""
+        coming = self.incoming.get(model)
+        return self.find(model) or (coming.held if coming else None)
 
     def find(self, model: bytes) -> Held | None:
         """The held model with this envelope ID."""
         return next((held for held in self._library.held() if held.id == model), None)
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """A peer has chunks for us, or fetches what we have: then it is told that we do."""
+        if not self._intake.have(session, model) and first:
+            held = self.find(model)
+            if held is not None and held.peer not in (self.me, session.peer):
+                session.tell(model, (1 << held.manifest.chunks) - 1)
 
     def done_by(self, session: Session, model: bytes) -> None:
         """A peer has our model."""

@@ -3,8 +3,8 @@
 A message is a deterministic CBOR map whose "t" names its kind; the table at the end holds all of
 them. Models travel by the receiver's asking: `offer` tells what there is, `fetch` asks for chunks
 and grants credit, pieces follow as data frames, `credit` renews, `done` says that the model is
-filed. The receiver ends a transfer with `stop`, the sender with `gone`; `reject` says why an offer
-or its bytes are refused.
+filed. `have` tells others who fetch the same model what they can have of it here. The receiver ends
+a transfer with `stop`, the sender with `gone`; `reject` says why an offer or its bytes are refused.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ RANGES_LIMIT = DIGESTS_LIMIT // DIGEST // 2  # every second chunk of a manifest'
 CREDIT_LIMIT = 1024  # pieces; a gigabyte in flight is more than any line needs
 # Peers in one `peers`, and bytes of a signed record (as trackers have it): half a control message.
 TOLD_LIMIT, RECORD_LIMIT, PEER_LIMIT = 32, 4096, 64
+# Ranges in one `have`: many bound what reading costs; who has more gaps says it in several.
+HAVE_LIMIT = 256
+CHUNKS_LIMIT = DIGESTS_LIMIT // DIGEST  # of a manifest
 ENCODINGS_LIMIT = 32  # five times what there are
 COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
 
@@ -95,6 +98,14 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Have:
+    """I have these chunks more of a model that I fetch, too, or hold: you may have them of me."""
+
+    model: bytes
+    ranges: Ranges
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """So many more pieces of a transfer may be sent."""
 
@@ -155,7 +166,20 @@ class Peers:
 
 
 Message: TypeAlias = (
-    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Gone | Done | Reject | Ping | Pong | Peers
+    Hello
+    | Bye
+    | Offer
+    | Want
+    | Fetch
+    | Have
+    | Credit
+    | Stop
+    | Gone
+    | Done
+    | Reject
+    | Ping
+    | Pong
+    | Peers
 )
 
 
@@ -215,6 +239,18 @@ def _read_fetch(f: Fields) -> Fetch:
     )
 
 
+def _read_have(f: Fields) -> Have:
+    f.list("ranges", 2 * HAVE_LIMIT)  # it may not be missing
+    flat = f.items("ranges", 2 * HAVE_LIMIT)
+    numbers = [flat.integer(i, 0, CHUNKS_LIMIT) for i in flat]
+    if len(numbers) % 2:
+        raise WireError("have.ranges must be pairs of first and count")
+    ranges = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    if any(first + count > CHUNKS_LIMIT for first, count in ranges):
+        raise WireError(f"have.ranges must be within the {CHUNKS_LIMIT} chunks of a model")
+    return Have(_model(f), ranges)
+
+
 def _read_peers(f: Fields) -> Peers:
     for key in ("records", "left"):
         f.list(key, TOLD_LIMIT)  # neither may be missing
@@ -263,6 +299,11 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
             "credit": m.credit,
         },
         _read_fetch,
+    ),
+    "have": (
+        Have,
+        lambda m: {"model": m.model, "ranges": [n for pair in m.ranges for n in pair]},
+        _read_have,
     ),
     "credit": (
         Credit,

@@ -80,9 +80,10 @@ class PartFile:
                 raise OSError(28, "no space left on the disk")
         return good
 
-    def restart(self) -> None:
-        """The source is gone: chunks that are not whole begin anew."""
-        self._digests.clear()
+    def restart(self, chunks: Iterable[int]) -> None:
+        """Their source is gone: these begin anew."""
+        for chunk in chunks:
+            self._digests.pop(chunk, None)
 
     def close(self) -> None:
         """Close; safe to call twice."""

@@ -27,7 +27,7 @@ from .bucket import Bucket
 from .checker import Checker
 from .envelope import ENVELOPE_LIMIT
 from .identity import short
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .intake import Intake
 from .link import Link
 from .manifest import DIGESTS_LIMIT, ENCODINGS
@@ -106,7 +106,7 @@ class Relay:
         self._shelf, self._admits = shelf, admits
         self._clock, self._wall, self._chance, self._log = clock, wall, chance, log
         self._clients: dict[str, Client] = {}
-        self._intake = Intake(self, clock, CLIENTS)
+        self._intake = Intake(self, clock, CLIENTS, Company("", lambda: (), chance))
         self._rejects: Counter[str] = Counter()
         self._lines = Bucket(LINES, LINES_BURST)
         self._in = self._out = 0  # bytes of sessions that are over
@@ -193,7 +193,7 @@ class Relay:
         while True:
             await trio.sleep(TIDY_SECONDS)
             sessions = [client.session for client in self._clients.values()]
-            reading = [(s, entry.held.id) for s in sessions for entry in s.outgoing.open.values()]
+            reading = [(s, model) for s in sessions for model in s.outgoing.models]
             models, coming = {model for _, model in reading}, self._intake.incoming.keys()
             try:
                 await trio.to_thread.run_sync(self._shelf.tidy, models, coming)
@@ -249,6 +249,9 @@ class Relay:
         """The model with this envelope ID, if the client trains the same run."""
         held, client = self._shelf.find(model), self._client(session)
         return held if held and client and _trains(client, held) else None
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """Only authors store models here, so nothing follows from it."""
 
     def done_by(self, session: Session, model: bytes) -> None:
         """A client has a model; nothing follows from it."""

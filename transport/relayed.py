@@ -129,6 +129,9 @@ class Relayed:
         """Our own newest model, and no other."""
         return next((held for held in self._side.own() if held.id == model), None)
 
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """Relays offer what they have; nothing follows from it."""
+
     def done_by(self, session: Session, model: bytes) -> None:
         """The relay holds our model."""
         held = self.held_for(session, model)

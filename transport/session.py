@@ -17,6 +17,7 @@ from .address import owner
 from .admission import ENCODING, FLOOD, GARBAGE, PROTOCOL, SLOW
 from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
+from .haves import Haves
 from .link import Link, Piece
 from .messages import (
     Bye,
@@ -24,6 +25,7 @@ from .messages import (
     Done,
     Fetch,
     Gone,
+    Have,
     Hello,
     Message,
     Offer,
@@ -54,6 +56,9 @@ GARBAGE_LIMIT = 3
 # Offers (and requests for some) that a peer may make a second, and in a burst: a node makes one an
 # epoch, and answers `want` with a handful.
 OFFERS_PER_SECOND, OFFERS_BURST = 4.0, 64
+# The same for the chunks that it has: each model that comes in there has news 20 times a second at
+# most, and there are no more than 16 of them.
+HAVES_PER_SECOND, HAVES_BURST = 320.0, 640
 # The same for what it tells of other peers: a node does that once a second at most, and each time
 # may cost us TOLD_LIMIT signatures to check.
 TELLINGS_PER_SECOND, TELLINGS_BURST = 1.0, 16
@@ -78,6 +83,10 @@ class Owner(Protocol):
 
     def held_for(self, session: Session, model: bytes) -> Held | None:
         """The held model with this envelope ID, if this peer may have it."""
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """The peer has told (`haves`) that it has some chunks, or fetches them; `first` of this
+        model."""
 
     def done_by(self, session: Session, model: bytes) -> None:
         """The peer has filed this model, which we offered."""
@@ -116,6 +125,8 @@ class Session:
         self.heard = clock()
         self.offers = Bucket(OFFERS_PER_SECOND, OFFERS_BURST)
         self.on_peers: Callable[[Peers], None] = lambda told: None  # whoever listens to that
+        self.haves = Haves()
+        self._haves = Bucket(HAVES_PER_SECOND, HAVES_BURST)
         self._tellings = Bucket(TELLINGS_PER_SECOND, TELLINGS_BURST)
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
         self._sender, self._sinks = Sender(link, clock, self.limits.up), Sinks()
@@ -237,6 +248,11 @@ class Session:
         self.say(Fetch(transfer, model, ranges, credit))
         return transfer
 
+    def tell(self, model: bytes, chunks: int) -> None:
+        """Tell which chunks of a model are here, where that is news."""
+        for have in self.haves.tell(model, chunks):
+            self.say(have)
+
     def forget(self, transfer: int, *, stop: bool) -> None:
         """The sink needs no more; `stop` tells the peer."""
         if self._sinks.close(transfer, early=stop) and stop:
@@ -244,10 +260,9 @@ class Session:
 
     def withdraw(self, model: bytes) -> None:
         """Send no more of a model: it is gone."""
-        for transfer, entry in list(self.outgoing.open.items()):
-            if entry.held.id == model:
-                self.outgoing.end(transfer)
-                self.say(Gone(transfer))
+        for transfer in self.outgoing.forget(model):
+            self.say(Gone(transfer))
+        self._sender.wake()  # it closes the file
 
     # -- listening -----------------------------------------------------------------------------
 
@@ -317,6 +332,13 @@ class Session:
         else:
             self.say(Gone(message.transfer))
 
+    def _on_have(self, message: Have) -> None:
+        self._check_agreed()
+        if self._haves.wait(self._clock()):
+            self.fail(FLOOD, "too many tellings of chunks")
+        else:
+            self._owner.have_from(self, message.model, first=self.haves.hear(message))
+
     def _on_credit(self, message: Credit) -> None:
         self.outgoing.grant(message.transfer, message.pieces)
         self._sender.wake()
@@ -329,6 +351,8 @@ class Session:
         self._sinks.gone(message.transfer)
 
     def _on_done(self, message: Done) -> None:
+        self.outgoing.forget(message.model)
+        self._sender.wake()  # it closes the file
         if message.model in self._unanswered:
             del self._unanswered[message.model]
             self._owner.done_by(self, message.model)
@@ -361,6 +385,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     Offer: Session._on_offer,
     Want: Session._on_want,
     Fetch: Session._on_fetch,
+    Have: Session._on_have,
     Credit: Session._on_credit,
     Stop: Session._on_stop,
     Gone: Session._on_gone,
