@@ -131,6 +131,8 @@ class Session:
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
         self._sender, self._sinks = Sender(link, clock, self.limits.up), Sinks()
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
+        self.on_round_trip: Callable[[float], None] = lambda seconds: None
+        self._pinged = 0
         self._pings: dict[int, float] = {}
         self._garbage = 0
         self._unreadable = False  # some model was not offered for its encoding
@@ -202,11 +204,8 @@ class Session:
             self.fail(SLOW, f"no hello for {HELLO_SECONDS:.0f} s")
 
     async def _ping_loop(self) -> None:
-        number = 0
         while True:
-            number += 1
-            self._pings = {number: self._clock()}
-            self.say(Ping(number))
+            self.ping()
             await trio.sleep(PING_SECONDS)
             if self._clock() - self.heard > SILENCE_SECONDS:
                 self.fail(SLOW, f"silent for {SILENCE_SECONDS:.0f} s")
@@ -220,6 +219,12 @@ class Session:
         if not self.ending and not self._sender.say(message):
             self._owner.rejected(SLOW, self.peer, "too many messages not read")
             self.close("too many messages not read")
+
+    def ping(self) -> None:
+        """Measure the round trip; an earlier ping that isn't answered yet no longer counts."""
+        self._pinged += 1
+        self._pings = {self._pinged: self._clock()}
+        self.say(Ping(self._pinged))
 
     def offer(self, held: Held) -> None:
         """Offer a model that the peer can read; its answer is reported once."""
@@ -376,6 +381,7 @@ class Session:
         sent = self._pings.pop(message.number, None)
         if sent is not None:
             self.round_trip = self._clock() - sent
+            self.on_round_trip(self.round_trip)
 
 
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
