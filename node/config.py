@@ -64,6 +64,7 @@ class Config:
     threads: int
     data_dir: Path | None
     bootstrap: str
+    encoding: str
     mailbox_models: int
     staleness: float
     linger: float

@@ -7,6 +7,7 @@ table in docs/reference/config.md are all made from OPTIONS, so they can't diffe
 from dataclasses import dataclass
 from typing import Final
 
+from ..transport.manifest import ENCODINGS
 from .kinds import (
     BOOLEAN,
     DEVICE,
@@ -264,6 +265,13 @@ OPTIONS: Final = (
         choice("auto", "never", "require"),
         "auto",
         "start from the swarm's models: if there are any, never, or wait until there are",
+        "Averaging",
+    ),
+    Option(
+        "encoding",
+        choice(*ENCODINGS),
+        "int8+zstd",
+        "how models are sent: bf16 rounds their numbers a little, int8 more; zstd packs the bytes",
         "Averaging",
     ),
     Option(
