@@ -114,13 +114,13 @@ def average(control: Connection, model: Path, others: list[Path]) -> None:
     from safetensors.torch import load_file
 
     from p2pnode.node import averaging
-    from p2pnode.node.weights import Reader
+    from p2pnode.node.encoding import Decoder
 
     torch.set_num_threads(1)
     state = {name: tensor.clone() for name, tensor in load_file(model).items()}
     averaging.finite(state)
     meter = Meter()
-    readers = [Reader(path) for path in others]
+    readers = [Decoder(path, "raw") for path in others]
     for reader in readers:
         averaging.check(reader, readers[0].schema())
     share = 1 / (1 + len(readers))

@@ -93,7 +93,7 @@ class Peer:
         from p2pnode.node.training import manifest_of
         from p2pnode.transport.envelope import Kind, seal
 
-        model, older = Model(1, 1.0, path, 1, None, None, None, ()), self.mailbox.own
+        model, older = Model(1, 1.0, path, 1, None, None, None, (), "raw"), self.mailbox.own
         make = partial(manifest_of, model, self.run, older, time.time())
         manifest = await trio.to_thread.run_sync(make)
         data = seal(self.identity, Kind.MANIFEST, manifest.to_bytes())
