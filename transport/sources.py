@@ -31,7 +31,8 @@ from .link import PIECE_LIMIT
 from .transfer import RENEW, WINDOW, Ask, Download
 
 # Models of no more chunks come from one source: they are through before others have something to
-# give (bench/sources.py).
+# give. Shared among ten, one of 8 MB took twice as long, and its author still sent 5 copies
+# (docs/performance.md).
 FEW = 32
 # Pieces asked of one source at a time, and under way from it, where there are several: so that the
 # next are on their way while one comes. Less than for one alone, as they share the line.
