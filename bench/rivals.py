@@ -111,7 +111,7 @@ def send_pyzmq(control: Connection, place: Place, port: int) -> None:
     import zmq
 
     torch.set_num_threads(1)
-    state = _load(place.model)
+    state = load(place.model)
     with zmq.Context() as context, context.socket(zmq.PAIR) as pair:
         pair.connect(f"tcp://{HOST}:{port}")
         while control.recv():
@@ -147,7 +147,7 @@ def send_obvious(control: Connection, place: Place, port: int) -> None:
     import trio
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key, state = Ed25519PrivateKey.generate(), _load(place.model)
+    key, state = Ed25519PrivateKey.generate(), load(place.model)
 
     async def send(pair: pynng.Pair0) -> None:
         saved = BytesIO()
@@ -186,7 +186,8 @@ def receive_obvious(control: Connection, _place: Place) -> None:
             del model
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """The state dict of a model's file, in memory of its own."""
     from safetensors.torch import load_file
 
     return {name: tensor.clone() for name, tensor in load_file(path).items()}

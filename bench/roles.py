@@ -27,6 +27,7 @@ from p2pnode.transport.identity import Identity
 from p2pnode.transport.messages import Run
 from p2pnode.transport.network import TcpNetwork
 from p2pnode.transport.outgoing import Held
+from p2pnode.transport.pace import Limits
 from p2pnode.transport.peer_address import PeerAddress
 from p2pnode.transport.relay import Relay
 from p2pnode.transport.shelf import SHARE, Shelf
@@ -114,6 +115,8 @@ class Peer:
     size: int
     on_filed: Callable[[Any], None] = lambda offered: None
     identity: Identity = field(default_factory=Identity.generate)
+    fan_out: int = 8
+    limits: Limits | None = None
     ready: trio.Event = field(default_factory=trio.Event)
     at_relay: trio.Event = field(default_factory=trio.Event)
     relays: Relays | None = None
@@ -126,9 +129,10 @@ class Peer:
             self,
             clock=trio.current_time,
             wall=time.time,
-            fan_out=8,
+            fan_out=self.fan_out,
             max_peers=50,
-            chance=random.Random(1),
+            chance=random.Random(),
+            limits=self.limits,
         )
         self.exchange.agree(Terms(RUN, self.size + FILE_OVERHEAD))
 

@@ -20,13 +20,17 @@ _NAME: Final = re.compile(r"([1-9A-HJ-NP-Za-km-z]{1,64})-([0-9]{1,19})\.safetens
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A peer's model in the mailbox. `age` is epochs of training, `id` its envelope ID in hex."""
+    """A peer's model in the mailbox. `age` is epochs of training, `id` its envelope ID in hex.
+
+    `encoding` is what its manifest says of the file.
+    """
 
     peer: str
     seq: int
     path: Path
     id: str
     age: float
+    encoding: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +66,4 @@ def _read(peer: str, seq: int, path: Path) -> Arrival | Unreadable | None:
         return None
     except (TransportError, OSError) as error:
         return Unreadable(peer, seq, str(error))
-    return Arrival(peer, seq, path, envelope.id.hex(), manifest.age)
+    return Arrival(peer, seq, path, envelope.id.hex(), manifest.age, manifest.encoding)

@@ -14,23 +14,20 @@ polynomial of FedAsync (Xie, Koyejo, Gupta 2019, https://arxiv.org/abs/1903.0393
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from .encoding import BLOCK, Decoder
 from .errors import WeightsError
-from .weights import Reader, tied
-
-BLOCK: Final = 1024 * 1024
-"""Bytes read at once: it stays in the processor's cache between reading and adding."""
+from .weights import tied
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """One model of an average, and its share (all shares sum to 1)."""
 
-    reader: Reader
+    reader: Decoder
     share: float
 
 
@@ -48,7 +45,7 @@ def mean_age(ages: Sequence[float], shares: Sequence[float]) -> float:
     return sum(age * share for age, share in zip(ages, shares, strict=True))
 
 
-def check(reader: Reader, schema: list[str]) -> None:
+def check(reader: Decoder, schema: list[str]) -> None:
     """Look through a model before it is averaged into one of this schema.
 
     Raises WeightsError if it is another model or holds NaN or infinity, OSError.
@@ -56,7 +53,7 @@ def check(reader: Reader, schema: list[str]) -> None:
     if reader.schema() != schema:
         raise WeightsError(f"it is another model: {_difference(reader.schema(), schema)}")
     for name in reader.entries.keys() - reader.aliases:
-        if not all(_finite(block) for _, block in _blocks(reader, name)):
+        if not all(map(_finite, _blocks(reader, name))):
             raise WeightsError(f"{name} holds NaN or infinite numbers")
 
 
@@ -75,50 +72,49 @@ def average(own: Mapping[str, Tensor], own_share: float, parts: Sequence[Part]) 
     aliases = tied(own)
     for name in own.keys() - aliases:
         tensor = own[name]
-        flat = tensor.detach().reshape(-1)  # a view if the tensor is contiguous, else a copy
+        # A view if the tensor is contiguous and no lazy conjugate, else a copy.
+        flat = tensor.detach().reshape(-1).resolve_conj()
         if not _is_number(tensor.dtype):
             if not own_share:
                 _copy(flat, parts[0].reader, name)
         else:
             _average(_real(flat), own_share, parts, name)
-        if not tensor.is_contiguous():
+        if not tensor.is_contiguous() or tensor.is_conj():
             tensor.copy_(flat.view(tensor.shape))
 
 
 def _average(flat: Tensor, own_share: float, parts: Sequence[Part], name: str) -> None:
     precise = torch.float64 if flat.dtype == torch.float64 else torch.float32
-    streams = [(_blocks(part.reader, name), part.share) for part in parts]
-    for start in range(0, flat.numel(), BLOCK // flat.itemsize):
+    buffer = _buffer()
+    for number, start in enumerate(range(0, flat.numel(), BLOCK // flat.itemsize)):
         mine = flat[start : start + BLOCK // flat.itemsize]
         # 0 × NaN is NaN, so a share of 0 starts from nothing.
         total = mine.to(precise) * own_share if own_share else torch.zeros_like(mine, dtype=precise)
-        for stream, share in streams:
-            _, theirs = next(stream)
-            total.add_(theirs.to(total.device, precise), alpha=share)
+        for part in parts:
+            theirs = _real(part.reader.block(name, number, buffer))
+            total.add_(theirs.to(total.device, precise), alpha=part.share)
         mine.copy_(total)
 
 
-def _copy(flat: Tensor, reader: Reader, name: str) -> None:
-    for start, block in _blocks(reader, name):
+def _copy(flat: Tensor, reader: Decoder, name: str) -> None:
+    start = 0
+    for block in _blocks(reader, name):
         flat[start : start + block.numel()].copy_(block)
+        start += block.numel()
 
 
-def _blocks(reader: Reader, name: str) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first element, block) of a tensor, flat, complex numbers as pairs of real ones.
+def _blocks(reader: Decoder, name: str) -> Iterator[Tensor]:
+    """Yield a tensor block by block, all in one buffer: use each before asking for the next."""
+    buffer = _buffer()
+    return (reader.block(name, number, buffer) for number in range(reader.blocks(name)))
 
-    All blocks share one buffer: use each before asking for the next.
-    """
-    entry = reader.entries[name]
-    buffer = torch.empty(min(BLOCK, entry.nbytes), dtype=torch.uint8)
-    for offset in range(0, entry.nbytes, BLOCK):
-        raw = buffer[: entry.nbytes - offset]
-        reader.read(name, offset, raw)
-        block = _real(raw.view(entry.dtype))
-        yield offset // block.itemsize, block
+
+def _buffer() -> Tensor:
+    return torch.empty(BLOCK, dtype=torch.uint8)
 
 
 def _real(flat: Tensor) -> Tensor:
-    return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    return torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
 
 
 def _is_number(dtype: torch.dtype) -> bool:

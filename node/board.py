@@ -247,7 +247,7 @@ class Board:
             rate = self._rate(("in", model.model.hex()), done, now)
             yield TransferStatus(model.author, "in", manifest.epoch, manifest.size, done, rate)
         for session in (*exchange.sessions.values(), *exchange.relays.values()):
-            for entry in session.outgoing.open.values():
-                manifest, sent = entry.held.manifest, entry.upload.sent
-                rate = self._rate((session.peer, entry.held.id.hex()), sent, now)
+            for going in session.outgoing.models.values():
+                manifest, sent = going.held.manifest, going.sent
+                rate = self._rate((session.peer, going.held.id.hex()), sent, now)
                 yield TransferStatus(session.peer, "out", manifest.epoch, manifest.size, sent, rate)

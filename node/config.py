@@ -49,6 +49,8 @@ class Config:
     stun: tuple[Address, ...]
     relay: bool
     relay_space: int
+    up: int
+    down: int
     max_peers: int
     fan_out: int
     task: str
@@ -62,6 +64,7 @@ class Config:
     threads: int
     data_dir: Path | None
     bootstrap: str
+    encoding: str
     mailbox_models: int
     staleness: float
     linger: float

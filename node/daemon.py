@@ -22,6 +22,7 @@ from ..transport.exchange import Exchange
 from ..transport.identity import Identity, short
 from ..transport.network import TcpNetwork
 from ..transport.outgoing import Held
+from ..transport.pace import Limits, Pace
 from ..transport.session import Session
 from . import control
 from .board import Board, Facts
@@ -61,6 +62,7 @@ class Node:
             fan_out=config.fan_out,
             max_peers=config.max_peers,
             chance=chance,
+            limits=Limits(Pace(config.up), Pace(config.down)),
         )
         self.meeting = Meeting(
             config,

@@ -22,6 +22,7 @@ SWARM_NAME_LIMIT: Final = 64
 _SWARM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 _UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BITS: Final = {"kbit": 125, "Mbit": 125 * 10**3, "Gbit": 125 * 10**6}
 _WORDS: Final = {"1": True, "true": True, "yes": True, "on": True} | {
     "0": False,
     "false": False,
@@ -89,6 +90,33 @@ def size(low: int, high: int) -> Kind:
         return value
 
     return Kind("SIZE", (int, str), read)
+
+
+class Rate(int):
+    """Bytes a second, shown in the unit that needs the smallest number; 0 is no limit."""
+
+    def __str__(self) -> str:
+        units = _UNITS | _BITS
+        fitting = [unit for unit, amount in units.items() if self and not self % amount]
+        unit = max(fitting, key=units.__getitem__, default="")
+        return f"{int(self) // units[unit]}{unit}/s" if unit else "none"
+
+
+def rate(low: int, high: int) -> Kind:
+    """Bytes or bits a second, such as 5MB/s or 20Mbit/s, from low to high; none is no limit."""
+    units = _UNITS | _BITS
+
+    def read(text: str, _: Path) -> Rate:
+        if text in {"none", "0"}:
+            return Rate(0)
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([kMG]?B|[kMG]bit)/s", text)
+        value = Rate(float(match[1]) * units[match[2]]) if match else Rate(-1)
+        if not low <= value <= high:
+            ends = f"from {Rate(low)} to {Rate(high)}, or none"
+            raise ValueError(f"{clip(text)} is not a rate such as 5MB/s or 20Mbit/s, {ends}")
+        return value
+
+    return Kind("RATE", (str,), read)
 
 
 def words(*known: str) -> Kind:

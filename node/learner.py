@@ -68,6 +68,10 @@ class Learner:
         """How many samples there are to test on."""
         return len(self.test_inputs)
 
+    def chance(self, epoch: int) -> int:
+        """Return the seed of what is left to chance when this epoch's model is sent."""
+        return _mix(self._seed, str(self._shard), epoch, "sent")
+
     @property
     def batches(self) -> int:
         """How many batches an epoch has."""

@@ -153,6 +153,7 @@ class Meeting:
             wall=wall,
             chance=chance,
             log=self._log,
+            limits=self._exchange.limits,
         )
 
     # -- life --------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from . import averaging
 from .arrivals import Arrival, Unreadable, arrivals
 from .averaging import Part
 from .checkpoint import Position
+from .encoding import Decoder
 from .errors import WeightsError
 from .orders import TEXT_LIMIT, Averaged, Refused
-from .weights import Reader
 
 BOOTSTRAP_MODELS: Final = 8
 """The newest so many are enough for a good start, and quick to read."""
@@ -55,7 +55,7 @@ class _Fit:
     """An open model that can be averaged in."""
 
     arrival: Arrival
-    reader: Reader
+    reader: Decoder
 
 
 class Merger:
@@ -136,7 +136,7 @@ class Merger:
         """Open a model and look through it. Raises WeightsError, OSError."""
         if isinstance(arrival, Unreadable):
             raise WeightsError(arrival.reason)
-        reader = Reader(arrival.path)
+        reader = Decoder(arrival.path, arrival.encoding)
         try:
             averaging.check(reader, self._schema)
         except BaseException:

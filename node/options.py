@@ -7,6 +7,7 @@ table in docs/reference/config.md are all made from OPTIONS, so they can't diffe
 from dataclasses import dataclass
 from typing import Final
 
+from ..transport.manifest import ENCODINGS
 from .kinds import (
     BOOLEAN,
     DEVICE,
@@ -19,6 +20,7 @@ from .kinds import (
     choice,
     integer,
     number,
+    rate,
     size,
     words,
 )
@@ -35,6 +37,10 @@ WAYS: Final = ("direct", "mapping", "punching", "relay")
 
 SPACE_LEAST, SPACE_MOST = 10**7, 10**15
 """Bytes that a relay may use: two small models, and more than any disk has."""
+
+RATE_LEAST, RATE_MOST = 10**5, 10**11
+"""Bytes a second: peers take one that sends less than a piece of 1 MiB a minute for stalled, and
+several of them share the limit; no network is as fast as the other."""
 
 TRACKERS_LIMIT: Final = 16
 """Each tracker costs a connection and an announce every few seconds; nobody runs this many."""
@@ -180,6 +186,20 @@ OPTIONS: Final = (
         "Network",
     ),
     Option(
+        "up",
+        rate(RATE_LEAST, RATE_MOST),
+        "none",
+        "most that is sent a second, to all peers together: 5MB/s, 20Mbit/s, none",
+        "Network",
+    ),
+    Option(
+        "down",
+        rate(RATE_LEAST, RATE_MOST),
+        "none",
+        "most that is received a second, from all peers together: 5MB/s, 20Mbit/s, none",
+        "Network",
+    ),
+    Option(
         "max_peers",
         integer(1, PEERS_LIMIT),
         "50",
@@ -245,6 +265,13 @@ OPTIONS: Final = (
         choice("auto", "never", "require"),
         "auto",
         "start from the swarm's models: if there are any, never, or wait until there are",
+        "Averaging",
+    ),
+    Option(
+        "encoding",
+        choice(*ENCODINGS),
+        "int8+zstd",
+        "how models are sent: bf16 rounds their numbers a little, int8 more; zstd packs the bytes",
         "Averaging",
     ),
     Option(

@@ -50,6 +50,7 @@ class Setup:
     cache: Path  # unpacked data, shared by all nodes of this user
     folder: Path  # this swarm's mailbox, outbox and checkpoint
     staleness: float  # exponent of the weight of older models; 0 = all equal
+    encoding: str  # of the models that are sent, one of transport.manifest.ENCODINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class Model:
     before: Scores | None
     after: Scores | None
     parents: tuple[str, ...]  # envelope IDs (hex) averaged in since the last Model
+    encoding: str
 
 
 @dataclass(frozen=True, slots=True)

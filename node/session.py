@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..transport.messages import TENSOR_TEXT_LIMIT, TENSORS_LIMIT
-from . import averaging, weights
+from . import averaging, encoding, weights
 from .checkpoint import Position, Run, Store
 from .learner import Learner
 from .merging import Merger
@@ -175,7 +175,8 @@ class Session:
         # The process ID keeps an epoch that is trained again from replacing a file being sent.
         path = self._outbox / f"{self._position.epoch}-{os.getpid()}.safetensors"
         try:
-            weights.save(path, self._learner.state())
+            chance = self._learner.chance(self._position.epoch)
+            encoding.save(path, self._learner.state(), self._setup.encoding, chance)
         except OSError as error:
             self._trouble("training", "this model isn't sent", error)
             return
@@ -191,6 +192,7 @@ class Session:
                 before=position.before,
                 after=position.after,
                 parents=position.parents,
+                encoding=self._setup.encoding,
             )
         )
 

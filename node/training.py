@@ -33,6 +33,9 @@ from .trainer import Trainer
 # What a safetensors file may have beside its tensors: a length and the longest header that is read
 # (weights.HEADER_LIMIT, but that module imports torch).
 FILE_OVERHEAD = 8 + (8 << 20)
+# An encoding whose blocks don't shrink adds 4 bytes to each: one to so many, as the smallest tensor
+# that is encoded has 4096 (encoding.LEAST).
+ENCODED_MORE = 1024
 # Models are offered at most this often: others average once an epoch, and they refuse a flood. Of
 # epochs that are shorter only the newest model is sent.
 PUBLISH_SECONDS = 0.5
@@ -178,7 +181,8 @@ class Training:
         tensors = tuple(map(printable, ready.tensors))
         task = printable(self._config.task)[:TASK_LIMIT]
         run = Run(self._config.swarm, task, schema, ready.parameters, tensors)
-        self._terms = Terms(run, ready.model_bytes + FILE_OVERHEAD)
+        most = ready.model_bytes + ready.model_bytes // ENCODED_MORE + FILE_OVERHEAD
+        self._terms = Terms(run, most)
         self._mailbox.keep(schema)
         self._exchange.agree(self._terms)
         threads = f"{ready.threads} thread{'s' * (ready.threads != 1)}"
@@ -225,6 +229,7 @@ def manifest_of(model: orders.Model, run: Run, own: Held | None, now: float) -> 
         created=now,
         expires=now + EXPIRY,
         schema=run.schema,
+        encoding=model.encoding,
         size=size,
         chunk_size=chunk_size,
         digests=digests,
@@ -252,4 +257,5 @@ def _setup(config: Config, folder: Path) -> orders.Setup:
         cache=cache_folder(),
         folder=folder,
         staleness=config.staleness,
+        encoding=config.encoding,
     )

@@ -15,7 +15,7 @@ Format: https://github.com/huggingface/safetensors#format
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Self
@@ -56,6 +56,16 @@ DTYPES: Final = {
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor stands in a file: `start` and `nbytes` count bytes of the whole file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
 # ── state dicts ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -79,7 +89,7 @@ def schema(state: Mapping[str, Tensor]) -> list[str]:
     return [
         f"{name} = {aliases[name]}"
         if name in aliases
-        else _line(name, _NAMES[state[name].dtype], state[name].shape)
+        else line(name, state[name].dtype, state[name].shape)
         for name in sorted(state)
     ]
 
@@ -109,8 +119,30 @@ def check(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
     return state
 
 
-def _line(name: str, dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{name} {dtype} {'x'.join(map(str, shape)) or 'scalar'}"
+def line(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """Return a tensor's line of a schema."""
+    return f"{name} {_NAMES[dtype]} {'x'.join(map(str, shape)) or 'scalar'}"
+
+
+def parse_line(text: str) -> tuple[str, Entry]:
+    """Read what `line` returns: a name, and an entry without a place. Raises ValueError."""
+    name, dtype, dimensions = text.rsplit(" ", 2)
+    sizes = dimensions.split("x") if dimensions != "scalar" else []
+    # Three times 18 digits is no tensor, but a number that Python multiplies at once.
+    if len(sizes) > DIMENSIONS_LIMIT or not all(s.isdecimal() and len(s) < 19 for s in sizes):
+        raise ValueError(f"{name!r} has a shape that isn't one")
+    if dtype not in DTYPES:
+        raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
+    shape = tuple(map(int, sizes))
+    return name, Entry(DTYPES[dtype], shape, 0, prod(shape) * DTYPES[dtype].itemsize)
+
+
+def lines(entries: Mapping[str, Entry], aliases: Mapping[str, str]) -> list[str]:
+    """Describe the tensors of a file in the same lines as `schema` describes a state dict."""
+    return [
+        f"{name} = {aliases[name]}" if name in aliases else line(name, entry.dtype, entry.shape)
+        for name, entry in sorted(entries.items())
+    ]
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────
@@ -135,12 +167,16 @@ def write(
 ) -> int:
     """Write a state dict tensor by tensor; return the file's size in bytes."""
     aliases = tied(check(state))
-    # Wide types first, so that every tensor is aligned to its type.
-    names = sorted(state.keys() - aliases, key=lambda name: (-state[name].itemsize, name))
-    header = _header(state, names, {**(metadata or {}), **aliases})
+    entries = placed(
+        {
+            name: Entry(tensor.dtype, tuple(tensor.shape), 0, tensor.nbytes)
+            for name, tensor in state.items()
+            if name not in aliases
+        }
+    )
     with path.open("wb") as file:
-        file.write(header)
-        for name in names:
+        file.write(header(entries, {**(metadata or {}), **aliases}))
+        for name in entries:
             file.write(data(state[name]))
         return file.tell()
 
@@ -151,36 +187,36 @@ def data(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _header(state: Mapping[str, Tensor], names: list[str], metadata: dict[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    start = 0
-    for name in names:
-        tensor = state[name]
-        end = start + tensor.nbytes
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
+def placed(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the tensors in the order of the file, each behind the one before.
+
+    Wide types first, so that every tensor is aligned to its type. Here and in `header` a `start`
+    counts from the header's end.
+    """
+    found, start = {}, 0
+    for name in sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name)):
+        found[name] = replace(entries[name], start=start)
+        start += entries[name].nbytes
+    return found
+
+
+def header(entries: Mapping[str, Entry], metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """Return a file's first bytes, filled up to `room`. Raises WeightsError for too many."""
+    content: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for name, entry in entries.items():
+        content[name] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [entry.start, entry.start + entry.nbytes],
         }
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text = text.ljust(max(len(text) + -len(text) % 8, room - 8))
     if len(text) > HEADER_LIMIT:
-        raise WeightsError(f"{len(names)} tensors need a header of more than {HEADER_LIMIT} bytes")
+        raise WeightsError(f"{len(entries)} tensors need more than {HEADER_LIMIT} bytes of header")
     return len(text).to_bytes(8, "little") + text
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where one tensor stands in a file: `start` and `nbytes` count bytes of the whole file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
 
 
 class Reader:
@@ -228,12 +264,7 @@ class Reader:
 
     def schema(self) -> list[str]:
         """Describe the file in the same lines as `schema` describes a state dict."""
-        return [
-            f"{name} = {self.aliases[name]}"
-            if name in self.aliases
-            else _line(name, _NAMES[entry.dtype], entry.shape)
-            for name, entry in sorted(self.entries.items())
-        ]
+        return lines(self.entries, self.aliases)
 
     def read(self, name: str, offset: int, into: Tensor) -> None:
         """Fill `into` (uint8, on the CPU) with the tensor's bytes from `offset` on.

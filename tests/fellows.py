@@ -38,6 +38,7 @@ from p2pnode.transport.manifest import CHUNK_LEAST
 from p2pnode.transport.messages import Bye, Hello, Message, Ping, Pong, Run
 from p2pnode.transport.network import TcpNetwork
 from p2pnode.transport.outgoing import Held
+from p2pnode.transport.pace import Limits
 from p2pnode.transport.session import Session
 
 RUN = Run("main", "mnist", SCHEMA, 1000, ("weight float32 [10,100]",))
@@ -75,6 +76,7 @@ class Fellow:
     fan_out: int = 8
     max_peers: int = 50
     library: type[Mailbox] = Mailbox
+    limits: Limits = field(default_factory=Limits)
     met_with: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     filed_models: list[bytes] = field(default_factory=list)
@@ -97,6 +99,7 @@ class Fellow:
             fan_out=self.fan_out,
             max_peers=self.max_peers,
             chance=random.Random(self.number),
+            limits=self.limits,
         )
         self._changed = trio.Event()
 

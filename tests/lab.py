@@ -6,6 +6,7 @@ Faults are context managers, so that a test reads as what happens to the network
 
     with lab.cut("10.0.0.1"): …          links of that host are lost, dialling it fails
     with lab.slow(0.5): …                every frame takes half a second
+    with lab.uplink("10.0.0.1", 0.1): …  each piece that this host sends takes so long
     with lab.corrupt("10.0.0.1"): …      model bytes that this host sends are altered on the way
     with lab.filtered("10.0.0.1"): …     dialling that host is never answered, as behind a NAT
     with lab.silent("10.0.0.1"): …       frames from that host vanish, nothing is closed
@@ -66,6 +67,7 @@ class LabLink:
         return Piece(transfer, chunk, offset, memoryview(bytearray(length)))
 
     async def send_piece(self, piece: Piece) -> None:
+        await self.lab.queue(self.host)
         body = bytes(piece.body)
         if self.host in self.lab.corrupted:
             body = bytes([body[0] ^ 1]) + body[1:]
@@ -144,6 +146,8 @@ class Lab:
     mute: set[str] = field(default_factory=set)
     corrupted: set[str] = field(default_factory=set)
     delay: float = 0.0
+    uplinks: dict[str, float] = field(default_factory=dict)  # host → seconds a piece
+    free: dict[str, float] = field(default_factory=dict)  # host → when its uplink is
     next_port: int = 40000
 
     def network(self, identity: Identity, host: str = "10.0.0.1") -> LabNetwork:
@@ -152,6 +156,20 @@ class Lab:
     def port(self) -> int:
         self.next_port += 1
         return self.next_port
+
+    async def queue(self, host: str) -> None:
+        """Wait until the uplink of this host has sent one piece more."""
+        now = trio.current_time()
+        self.free[host] = max(now, self.free.get(host, now)) + self.uplinks.get(host, 0.0)
+        await trio.sleep(self.free[host] - now)
+
+    @contextmanager
+    def uplink(self, host: str, seconds: float) -> Iterator[None]:
+        self.uplinks[host] = seconds
+        try:
+            yield
+        finally:
+            del self.uplinks[host]
 
     @contextmanager
     def cut(self, host: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from p2pnode.node import weights
+from p2pnode.node import encoding, weights
 from p2pnode.node.orders import Report, Setup
 from p2pnode.node.session import Session
 from p2pnode.node.task import Place, Task
@@ -123,6 +123,7 @@ def setup(folder: Path, **changes: Any) -> Setup:
         "cache": folder / "cache",
         "folder": folder,
         "staleness": 1.0,
+        "encoding": "raw",
     }
     return Setup(**{**values, **changes})
 
@@ -169,14 +170,23 @@ def peer(number: int) -> Identity:
 
 
 def arrive(
-    folder: Path, number: int, seq: int, state: Mapping[str, Tensor], age: float = 1.0
+    folder: Path,
+    number: int,
+    seq: int,
+    state: Mapping[str, Tensor],
+    age: float = 1.0,
+    encoded: str = "raw",
+    said: str = "",
 ) -> str:
-    """Put a model of peer `number` into the mailbox as the daemon does; return its envelope ID."""
+    """Put a model of peer `number` into the mailbox as the daemon does; return its envelope ID.
+
+    Its manifest says the truth about how it is encoded, unless it has `said` something else.
+    """
     mailbox = folder / "mailbox"
     mailbox.mkdir(parents=True, exist_ok=True)
     identity = peer(number)
     path = mailbox / f"{identity.peer_id}-{seq}.safetensors"
-    size = weights.write(path.with_suffix(".new"), state)
+    size = encoding.save(path.with_suffix(".new"), state, encoded, seed=1)
     manifest = Manifest(
         swarm="main",
         seq=seq,
@@ -189,6 +199,7 @@ def arrive(
         chunk_size=chunk_size_for(size),
         digests=bytes(32 * -(-size // chunk_size_for(size))),
         samples=1,
+        encoding=said or encoded,
     )
     data = seal(identity, Kind.MANIFEST, manifest.to_bytes())
     path.with_suffix(".envelope").write_bytes(data)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import natlab_link
+from natlab_link import Cable
+
 PREFIX = "p2plab"
 NAMESPACES = Path("/run/netns")
-WIRE = str(Path(__file__).parent / "natlab_wire.py")
 CLONE_NEWNET = 0x40000000  # sched.h
 
 
@@ -83,6 +84,13 @@ class Namespace:
             finally:
                 _enter(libc, home.fileno())
 
+    def tap(self, name: str) -> int:
+        """A network device whose frames go to whoever holds this descriptor."""
+        with self.inside():
+            device = natlab_link.tap(name)
+        self.ip("link", "set", name, "txqueuelen", str(natlab_link.BACKLOG))
+        return device
+
     def bridge(self, name: str) -> None:
         """A switch with an address of its own."""
         self.ip("link", "add", name, "type", "bridge")
@@ -123,12 +131,12 @@ class Host(Namespace):
         self.place = switch.side
         self._cable = switch.plug(self, "eth0")
         self.address = self.address6 = ""
-        self._place6: tuple[str, str] | None = None
+        self._at6: tuple[str, str] | None = None
         self.move(address)
 
     def move(self, address: str, gateway: str | None = None) -> None:
         """Take another address, as after a DHCP renewal in another network; the old one is gone."""
-        self._gateway = gateway or self._gateway
+        self._network, self._gateway = address, gateway or self._gateway
         self.ip("-4", "addr", "flush", "dev", "eth0", "scope", "global")
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", self._gateway)
@@ -138,8 +146,7 @@ class Host(Namespace):
         """An IPv6 address as well."""
         self.ip("addr", "add", address, "dev", "eth0", "nodad")
         self.ip("route", "replace", "default", "via", gateway)
-        self._place6 = address, gateway
-        self.address6 = address.split("/")[0]
+        self.address6, self._at6 = address.split("/")[0], (address, gateway)
 
     def unplug(self) -> None:
         """Pull the cable: no FIN, no RST, nothing."""
@@ -166,18 +173,20 @@ class Host(Namespace):
         run("tc", "-n", self.namespace, "qdisc", "replace", "dev", "eth0", "root", *shape)
 
     def delay(self, milliseconds: int) -> None:
-        """Send and receive so much later, over a long cable; `limit` comes after this."""
-        self.ip("link", "delete", "eth0")
-        wire = Namespace(f"{self.name}-wire")
-        wire.sysctl("ipv6.conf.default.disable_ipv6", "1")  # or it would say something itself
-        self._cable = self._switch.plug(wire, "far")
-        peer = ("peer", "name", "eth0", "netns", self.namespace)
-        wire.ip("link", "add", "near", "type", "veth", *peer)
-        wire.ip("link", "set", "near", "up")
-        self.ip("link", "set", "eth0", "up")
-        self.servers.append(wire.start(sys.executable, WIRE, "near", "far", str(milliseconds)))
-        while len(run(*wire.enter, "cat", "/proc/net/packet").splitlines()) < 3:
-            time.sleep(0.01)  # two sockets, and a line of titles
-        self.move(self._place)
-        if self._place6:
-            self.add6(*self._place6)
+        """Send and receive so much later, over a long cable; `limit` and `lose` come after this."""
+        self.line(Cable(delay=milliseconds / 1000))
+
+    def line(self, cable: Cable) -> None:
+        """From now on the cable is long, thin or lossy, both ways. Once a machine."""
+        mac = json.loads(self.ip("-j", "link", "show", "eth0"))[0]["address"]
+        self.ip("link", "delete", "eth0")  # and with it the other end
+        near, far = self.tap("eth0"), self._switch.tap(self._cable)
+        self.ip("link", "set", "eth0", "address", mac, "up")
+        self._switch.ip("link", "set", self._cable, "master", self._switch.port, "up")
+        words = [*self.enter, *natlab_link.command(near, far, cable)]
+        self.servers.append(subprocess.Popen(words, pass_fds=(near, far)))
+        os.close(near)
+        os.close(far)
+        self.move(self._network, self._gateway)
+        if self._at6 is not None:
+            self.add6(*self._at6)

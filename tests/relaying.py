@@ -26,6 +26,7 @@ from p2pnode.transport.address import Address
 from p2pnode.transport.link import Network
 from p2pnode.transport.network import TcpNetwork
 from p2pnode.transport.outgoing import Held
+from p2pnode.transport.pace import Limits
 from p2pnode.transport.relay import Relay
 from p2pnode.transport.session import Session
 from p2pnode.transport.shelf import Shelf
@@ -46,6 +47,7 @@ class Place:
     strangers: set[tuple[str, str]] = field(default_factory=set)  # peer, swarm
     lines: list[str] = field(default_factory=list)
     now: float = NOW + 60
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         self.me = identity(self.number).peer_id
@@ -60,6 +62,7 @@ class Place:
             wall=lambda: self.now,
             chance=random.Random(self.number),
             log=lambda _level, line: self.lines.append(line),
+            limits=self.limits,
         )
         self._scope = trio.CancelScope()
         self.address = await self.nursery.start(self._live, host)

@@ -12,23 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p2pnode.node import averaging, weights
-from p2pnode.node.averaging import BLOCK, Part, average, mean_age, shares
+from p2pnode.node import averaging, encoding, weights
+from p2pnode.node.averaging import Part, average, mean_age, shares
+from p2pnode.node.encoding import BLOCK, Decoder
 from p2pnode.node.errors import WeightsError
-from p2pnode.node.weights import Reader
+from p2pnode.node.weights import DTYPES
 
 ages = st.lists(st.floats(0, 1e6), min_size=1, max_size=9)
 
 
 @contextmanager
-def files(folder: Path, *models: Mapping[str, Tensor]) -> Iterator[list[Reader]]:
+def files(folder: Path, *models: Mapping[str, Tensor]) -> Iterator[list[Decoder]]:
     """The models as open files."""
     with ExitStack() as stack:
         readers = []
         for number, model in enumerate(models):
             path = folder / f"{number}.safetensors"
             weights.save(path, model)
-            readers.append(stack.enter_context(Reader(path)))
+            readers.append(stack.enter_context(Decoder(path, "raw")))
         yield readers
 
 
@@ -115,6 +116,38 @@ def test_a_newcomer_takes_everything_from_the_others(tmp_path: Path) -> None:
     assert own["x"].tolist() == [2.0, 3.0] and own["steps"] == 7
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_every_type_is_averaged_or_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Numbers with a mean get it, rounded once; whole numbers and truth values stay."""
+    own, theirs = (torch.tensor([a, 0, 1]).to(dtype) for a in (1, 6))
+    wide = torch.complex64 if dtype.is_complex else torch.float64
+    mean = ((own.to(wide) + theirs.to(wide)) / 2).float() if not dtype.is_complex else None
+    kept = not dtype.is_floating_point and not dtype.is_complex
+    before, state = own.clone(), {"x": own}
+    with files(tmp_path, {"x": theirs}) as (reader,):
+        average(state, 0.5, [Part(reader, 0.5)])
+    if kept:
+        assert torch.equal(own, before)
+    elif mean is None:
+        assert torch.equal(own, (before + theirs) / 2)
+    else:
+        assert torch.equal(own.float(), mean.to(dtype).float())
+    with files(tmp_path, {"x": theirs}) as (reader,):
+        average(state, 0.0, [Part(reader, 1.0)])
+    assert bytes(weights.data(own)) == bytes(weights.data(theirs))
+
+
+def test_conjugate_views_are_averaged(tmp_path: Path) -> None:
+    """A complex tensor may be a lazy conjugate; what it reads as is averaged."""
+    own = {"x": torch.tensor([1 + 2j, 3 - 4j]).conj()}
+    theirs = {"x": torch.tensor([1 + 4j, 1 + 4j])}
+    with files(tmp_path, theirs) as (reader,):
+        averaging.check(reader, weights.schema(own))
+        assert averaging.finite(own)
+        average(own, 0.5, [Part(reader, 0.5)])
+    assert own["x"].resolve_conj().tolist() == [1 + 1j, 2 + 4j]
+
+
 def test_tied_and_strided_tensors_are_averaged_once(tmp_path: Path) -> None:
     """A tied tensor isn't averaged twice; a transposed one keeps its layout."""
     shared, turned = torch.zeros(3), torch.zeros(2, 3).t()
@@ -175,10 +208,12 @@ def test_another_model_is_told_by_its_difference(tmp_path: Path) -> None:
     assert "'w F32 3' there, 'w F32 2' here" in str(caught.value)
 
 
-def test_many_large_models_need_little_memory(tmp_path: Path) -> None:
-    """Eight models of 40 MB are averaged in the memory of a few blocks."""
+@pytest.mark.parametrize(("encoded", "models"), [("raw", 64), ("int8+zstd", 16)])
+def test_many_large_models_need_little_memory(tmp_path: Path, encoded: str, models: int) -> None:
+    """However many models of 40 MB are averaged, it takes the memory of a few blocks."""
     own = {f"layer{n}": torch.ones(1024, 1024) for n in range(10)}
-    with files(tmp_path, own) as (reader,):
+    encoding.save(tmp_path / "large", own, encoded, 1)
+    with Decoder(tmp_path / "large", encoded) as reader:
         peak, stop = [0], threading.Event()
 
         def watch() -> None:
@@ -189,11 +224,11 @@ def test_many_large_models_need_little_memory(tmp_path: Path) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         averaging.check(reader, weights.schema(own))
-        average(own, 1 / 9, [Part(reader, 1 / 9)] * 8)
+        average(own, 0.5, [Part(reader, 0.5 / models)] * models)
         stop.set()
         watcher.join()
     assert peak[0] - before < 24 * 1024 * 1024
-    assert torch.allclose(own["layer9"], torch.ones(1024, 1024))
+    assert torch.allclose(own["layer9"], torch.ones(1024, 1024), rtol=1e-4)
 
 
 def _resident() -> int:

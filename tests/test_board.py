@@ -49,7 +49,7 @@ class Session:
     bytes_out: int = 0
     heard: float = 0.0
     round_trip: float | None = 0.01
-    outgoing: Any = field(default_factory=lambda: SimpleNamespace(open={}))
+    outgoing: Any = field(default_factory=lambda: SimpleNamespace(models={}))
 
     @property
     def link(self) -> Session:
@@ -323,21 +323,21 @@ def coming(number: int, done: int, size: int = 100) -> Any:
 def going(done: int, size: int = 100) -> Any:
     """A model that goes out."""
     held = SimpleNamespace(id=bytes(32), manifest=manifest(b"x" * size, epoch=4))
-    return SimpleNamespace(held=held, upload=SimpleNamespace(sent=done))
+    return SimpleNamespace(held=held, sent=done)
 
 
 def test_transfers_in_and_out() -> None:
     """Each with its peer, its progress and its rate."""
     node = Node()
     session = node.connect(1)
-    session.outgoing.open[7] = going(20)
+    session.outgoing.models[b"7"] = going(20)
     node.incoming[b"m"] = coming(2, 0)
     node.status()
     node.now += 2
     node.incoming[b"m"] = coming(2, 60)
-    session.outgoing.open[7] = going(80)
+    session.outgoing.models[b"7"] = going(80)
     node.relays["r"] = relay = Session(peer_id(3))
-    relay.outgoing.open[1] = going(5)
+    relay.outgoing.models[b"1"] = going(5)
     shown = [(t.peer[-1], t.direction, t.epoch, t.done, t.rate) for t in node.status().transfers]
     assert shown == [("2", "in", 3, 60, 30.0), ("1", "out", 4, 80, 30.0), ("3", "out", 4, 5, 0.0)]
 
@@ -347,7 +347,7 @@ def test_a_full_status_fits() -> None:
     node = Node()
     for number in range(50):
         session = node.connect(number)
-        session.outgoing.open |= {n: going(n) for n in range(16)}
+        session.outgoing.models |= {bytes([n]): going(n) for n in range(16)}
         node.held[peer_id(number)] = manifest(b"x", epoch=number)
         node.incoming[bytes([number])] = coming(number, 1)
         node.board.epoch(epoch(number, dict.fromkeys(range(50), number)))

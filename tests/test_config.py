@@ -269,6 +269,31 @@ def test_no_size(home: Path, text: str) -> None:
     assert "is not a size such as 10GB" in error(home, relay_space=text)
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes_", "shown"),
+    [
+        ("5MB/s", 5 * 10**6, "5MB/s"),
+        ("20Mbit/s", 2_500_000, "20Mbit/s"),
+        ("2.5 MB/s", 2_500_000, "20Mbit/s"),
+        ("1Gbit/s", 125 * 10**6, "1Gbit/s"),
+        ("none", 0, "none"),
+        ("0", 0, "none"),
+    ],
+)
+def test_a_rate(home: Path, text: str, bytes_: int, shown: str) -> None:
+    """A rate is written in bytes or bits a second, and shown in the shortest of both."""
+    value = config(home, up=text).up
+    assert value == bytes_
+    assert show(value) == shown
+    assert config(home, up=shown).up == bytes_
+
+
+@pytest.mark.parametrize("text", ["fast", "5MB", "5", "5mb/s", "-5MB/s", "1kB/s", "20Mbps"])
+def test_no_rate(home: Path, text: str) -> None:
+    """Anything else says what to write: a number alone may be bits or bytes."""
+    assert "is not a rate such as 5MB/s or 20Mbit/s" in error(home, down=text)
+
+
 def test_ways_in(home: Path) -> None:
     """The ways in stand in the order in which they are tried, each once."""
     assert config(home).reach == ("direct", "mapping", "punching", "relay")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from fellows import CHUNK, fellows, foreign, host_of, noise, rogue, virtual
+from fellows import CHUNK, Fellow, fellows, foreign, host_of, noise, rogue, virtual
 from models import NOW
 
 from lab import Lab
@@ -15,7 +15,7 @@ from p2pnode.transport import admission
 from p2pnode.transport.exchange import WANT_LIMIT
 from p2pnode.transport.link import Link
 from p2pnode.transport.manifest import EXPIRY
-from p2pnode.transport.messages import Offer, Want, to_bytes
+from p2pnode.transport.messages import Hello, Offer, Want, to_bytes
 from p2pnode.transport.transfer import WINDOW
 
 # A message takes so long where a test looks at what happens in between.
@@ -46,6 +46,38 @@ def test_a_model_goes_over_whole(tmp_path: Path, anywhere: Callable[..., None]) 
             assert not alice.rejects
 
     anywhere(main)
+
+
+@pytest.mark.usefixtures("inline_threads")
+def test_a_model_goes_only_to_who_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can't read an encoding is offered no such model, asked or not, and we hear of it once."""
+
+    async def main() -> None:
+        async with fellows(Lab(), tmp_path, 3) as (alice, bob, carol):
+            monkeypatch.setattr(bob.exchange, "hello", lambda: hello_of(bob, "raw", "new"))
+            await bob.dial(alice)
+            await carol.dial(alice)
+            packed = alice.publish(1, encoding="int8+zstd")
+            assert alice.exchange.announce(packed) == {alice.session(carol)}
+            await carol.until(lambda: carol.holds(packed))
+            bob.exchange.want()
+            for number in (2, 3):
+                plain = alice.publish(number, noise(number), encoding="raw")
+                alice.exchange.announce(plain)
+                await bob.until(lambda plain=plain: bob.holds(plain))  # type: ignore[misc]
+            assert packed.id not in bob.filed_models
+            ((reason, peer, detail),) = alice.refusals
+            assert (reason, peer) == (admission.ENCODING, bob.me)
+            assert detail.endswith("can't read the encoding int8+zstd")
+
+    virtual(main)
+
+
+async def hello_of(fellow: Fellow, *encodings: str) -> Hello:
+    """The hello of one that reads these encodings."""
+    return Hello(fellow.run, 0, encodings)
 
 
 @pytest.mark.usefixtures("inline_threads")

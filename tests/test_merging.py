@@ -7,11 +7,12 @@ import pytest
 import torch
 from learning import arrive, filled, fresh, peer
 
-from p2pnode.node import weights
+from p2pnode.node import encoding, weights
 from p2pnode.node.arrivals import Arrival, arrivals
 from p2pnode.node.checkpoint import Position
 from p2pnode.node.merging import AGE_LEAD, BOOTSTRAP_MODELS, SEEN_LIMIT, Merger
 from p2pnode.node.orders import Refused
+from p2pnode.transport.manifest import ENCODINGS
 
 START = Position(0, 0.0, {}, (), None, None)
 AGED = Position(10, 10.0, {}, (), None, None)
@@ -77,6 +78,34 @@ def test_what_has_arrived_is_averaged_in(tmp_path: Path) -> None:
     assert merged.position.seen == {peer(1).peer_id: 4, peer(2).peer_id: 7}
     assert merged.position.parents[0] == "aa" and set(merged.position.parents[1:]) == set(ids)
     assert merged.position.age == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("encoded", ENCODINGS)
+def test_encoded_models_are_averaged_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: str
+) -> None:
+    """However a model is encoded, it counts the same; counters stay the own ones."""
+    monkeypatch.setattr(encoding, "LEAST", 1)
+    arrive(tmp_path, 1, 1, filled(3.0), encoded=encoded)
+    own = filled(1.0)
+    merged = merger(tmp_path).merge(own, Position(1, 1.0, {}, (), None, None))
+    assert len(merged.averaged) == 1 and not merged.refused
+    assert torch.allclose(own[WEIGHT], torch.full((2, 2), 2.0), atol=2 / 127)
+    assert own["1.num_batches_tracked"] == 1
+
+
+def test_a_manifest_that_lies_about_the_encoding_changes_nothing(tmp_path: Path) -> None:
+    """The model is refused with a reason before anything is added."""
+    arrive(tmp_path, 1, 1, filled(3.0), encoded="int8", said="bf16")
+    arrive(tmp_path, 2, 1, filled(3.0), encoded="raw", said="int8+zstd")
+    own = filled(1.0)
+    merged = merger(tmp_path).merge(own, START)
+    assert not merged.averaged
+    assert sorted(refused.reason.partition("says")[2] for refused in merged.refused) == [
+        " that it is 'int8', its manifest 'bf16'",
+        " that it is 'raw', its manifest 'int8+zstd'",
+    ]
+    assert torch.equal(own[WEIGHT], filled(1.0)[WEIGHT])
 
 
 def test_each_model_is_averaged_once(tmp_path: Path) -> None:

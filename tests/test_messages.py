@@ -17,11 +17,13 @@ from lab import identity
 from p2pnode.transport import (
     downloads,
     exchange,
+    haves,
     incoming,
     messages,
     outgoing,
     sender,
     session,
+    sources,
     transfer,
     wire,
 )
@@ -29,13 +31,14 @@ from p2pnode.transport import link as links
 from p2pnode.transport.envelope import ENVELOPE_LIMIT
 from p2pnode.transport.errors import WireError
 from p2pnode.transport.link import CONTROL_LIMIT, PIECE_LIMIT, Piece, read_piece
-from p2pnode.transport.manifest import DIGEST, DIGESTS_LIMIT
+from p2pnode.transport.manifest import DIGEST, DIGESTS_LIMIT, ENCODING_LIMIT, ENCODINGS
 from p2pnode.transport.messages import (
     Bye,
     Credit,
     Done,
     Fetch,
     Gone,
+    Have,
     Hello,
     Message,
     Offer,
@@ -63,10 +66,12 @@ MODEL = golden("envelope-id")
 
 MESSAGES: dict[str, Message] = {
     "peer-hello": Hello(RUN, 3),
+    "peer-hello-encodings": Hello(RUN, 3, ENCODINGS),
     "peer-bye": Bye("stopped"),
     "peer-offer": Offer(golden("envelope")),
     "peer-want": Want(),
     "peer-fetch": Fetch(7, MODEL, ((0, 1), (2, 1)), 8),
+    "peer-have": Have(MODEL, ((0, 1), (2, 1))),
     "peer-credit": Credit(7, 4),
     "peer-stop": Stop(7),
     "peer-gone": Gone(7),
@@ -101,7 +106,10 @@ def test_golden_piece() -> None:
 
 def test_the_docs_tell_every_limit() -> None:
     """The numbers of docs/protocol/messages.md are those of the code."""
-    modules = (downloads, exchange, incoming, links, messages, outgoing, sender, session, transfer)
+    modules = (
+        *(downloads, exchange, haves, incoming, links, messages, outgoing, sender, session),
+        *(sources, transfer),
+    )
     told = dict(re.findall(r"\| `([A-Z_]+)` \| ([0-9.]+) \|", PAGE.read_text()))
     assert len(told) > 10
     assert {name: float(value) for name, value in told.items()} == {
@@ -120,6 +128,14 @@ def test_the_docs_tell_every_field() -> None:
         assert all(f"`{field.name}`" in page for field in fields(kind))
 
 
+def test_who_names_no_encodings_reads_raw_models() -> None:
+    """A hello without them, or with an empty list, is one that reads raw models only."""
+    for value in (GOOD["hello"], GOOD["hello"] | {"encodings": []}):
+        told = from_bytes(wire.encode(value))
+        assert isinstance(told, Hello)
+        assert told.encodings == ("raw",)
+
+
 # ── limits ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -131,9 +147,10 @@ def test_the_largest_messages_fit_a_control_message() -> None:
     gaps = tuple((2 * n + 2**31, 2**31) for n in range(messages.RANGES_LIMIT))
     assert len(tensors) == messages.TENSORS_LIMIT
     for message in (
-        Hello(run, 2**63 - 1),
+        Hello(run, 2**63 - 1, (wide * ENCODING_LIMIT,) * messages.ENCODINGS_LIMIT),
         Offer(bytes(ENVELOPE_LIMIT)),
         Fetch(2**32 - 1, bytes(32), gaps, 1),
+        Have(bytes(32), tuple((2 * n, 1) for n in range(messages.HAVE_LIMIT))),
         Reject(bytes(32), wide * 64, wide * messages.TEXT_LIMIT),
         Peers((bytes(messages.RECORD_LIMIT),) * 32, (wide * messages.PEER_LIMIT,) * 32),
     ):
@@ -170,6 +187,9 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("hello", {"run": GOOD["hello"]["run"] | {"tensors": ["t" * 257]}}),
     ("hello", {"run": GOOD["hello"]["run"] | {"tensors": ["escape \x1b"]}}),
     ("hello", {"epoch": -1}),
+    ("hello", {"encodings": ["x" * 17]}),
+    ("hello", {"encodings": ["x"] * 33}),
+    ("hello", {"encodings": "raw"}),
     ("hello", {"epoch": 1.0}),
     ("bye", {"reason": "x" * 513}),
     ("bye", {"reason": b"bytes"}),
@@ -212,7 +232,7 @@ def test_wrong_fields_are_refused_by_name(kind: str, wrong: dict[str, Any]) -> N
 @pytest.mark.parametrize("kind", GOOD)
 def test_missing_fields_are_refused(kind: str) -> None:
     """Every field is needed; only lists may be left out where they are empty."""
-    for name in set(GOOD[kind]) - {"t"}:
+    for name in set(GOOD[kind]) - {"t", "encodings"}:
         less = {key: value for key, value in GOOD[kind].items() if key != name}
         with pytest.raises(WireError):
             from_bytes(wire.encode(less))

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import select
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ import natlab
 import pytest
 from aioice import stun
 from natlab import KINDS, Host, Kind, NatLab
+from natlab_link import Cable
 
 pytestmark = pytest.mark.lab
 # A datagram here takes less than a millisecond.
@@ -235,3 +237,54 @@ def test_what_a_killed_laboratory_left_is_removed() -> None:
     subprocess.run(["ip", "netns", "add", left], check=True)
     with NatLab():
         assert not (natlab.NAMESPACES / left).exists()
+
+
+def test_a_long_lossy_line(lab: NatLab) -> None:
+    """What is sent comes back after the delay both ways, but for the share that is lost."""
+    far, near = lab.public("far"), lab.public("near")
+    far.line(Cable(delay=0.025, loss=0.1))
+    with udp(far, PORT) as echo, udp(near) as asking:
+        while _trip(asking, echo, far.address, 0) is None:
+            pass  # ARP's packets get lost, too
+        trips = [_trip(asking, echo, far.address, number) for number in range(1, 201)]
+    back = [trip for trip in trips if trip is not None]
+    assert min(back) >= 0.05
+    assert statistics.median(back) < 0.07
+    assert len(back) == pytest.approx(200 * 0.81, abs=20)
+
+
+def _trip(asking: socket.socket, echo: socket.socket, host: str, number: int) -> float | None:
+    """Seconds that a datagram takes there and back; None where it gets lost."""
+    began, sent = time.monotonic(), number.to_bytes(2)
+    for sock in (echo, asking):
+        sock.settimeout(0.2)
+    asking.sendto(sent, (host, PORT))
+    with contextlib.suppress(TimeoutError):
+        while (came := echo.recvfrom(8))[0] != sent:
+            pass  # one that ARP has held up
+        echo.sendto(*came)
+        while asking.recv(8) != sent:
+            pass
+        return time.monotonic() - began
+    return None
+
+
+@pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
+def test_a_thin_line(lab: NatLab, upwards: bool) -> None:
+    """One TCP stream reaches nearly the rate, either way."""
+    far, near = lab.public("far"), lab.public("near")
+    far.line(Cable(delay=0.01, rate=20e6))
+    sender, receiver = (far, near) if upwards else (near, far)
+    with listener(receiver, PORT) as door:
+        with sender.inside():
+            out = socket.create_connection((receiver.address, PORT))
+        came, _ = door.accept()
+        with out, came:
+            out.setblocking(False)
+            came.settimeout(SHORT)
+            began, got = time.monotonic(), 0
+            while time.monotonic() - began < 3:
+                with contextlib.suppress(BlockingIOError):
+                    out.send(bytes(1 << 16))
+                got += len(came.recv(1 << 16))
+    assert 0.5 < 8 * got / 3 / 20e6 < 1.05

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from natlab import NatLab
+from natlab_link import Cable
 from natlab_nodes import SLOPE, averages, connected, epoch, peer_of, trains_on
 from swarm import Swarm
 
@@ -155,11 +156,9 @@ def test_a_thin_lossy_link_carries_models(tmp_path: Path, lab: NatLab) -> None:
 
 
 def test_a_long_lossy_link_carries_models(tmp_path: Path, lab: NatLab) -> None:
-    """100 ms there and back and 2 lost packets of a hundred."""
+    """100 ms there and back, and one packet of a hundred lost each way."""
     hosts = [lab.public("alice"), lab.public("bob")]
-    for host in hosts:
-        host.delay(25)
-    hosts[1].lose(1)
+    hosts[1].line(Cable(delay=0.05, loss=0.01))
     with Swarm(tmp_path) as swarm:
         tracker = swarm.tracker(at=lab.public("tracker"))
         alice, bob = (swarm.node(h.name, tracker, *SLOPE, at=h) for h in hosts)

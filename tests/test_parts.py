@@ -98,7 +98,7 @@ def test_half_a_chunk_of_a_lost_source_begins_anew(tmp_path: Path) -> None:
     """The digest of a chunk never mixes the pieces of two sources."""
     part = PartFile(tmp_path / "part", HUGE)
     part.write([FIRST])
-    part.restart()
+    part.restart([0])
     assert part.write([FIRST, LAST]) == [None, True]
     part.close()
 

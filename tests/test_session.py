@@ -8,8 +8,9 @@ import torch
 from learning import FakeDaemon, Tiny, arrive, filled, fresh, peer, settle, setup, train
 from torch import Tensor, nn
 
+from p2pnode.node import encoding, session, weights
 from p2pnode.node import learner as learner_module
-from p2pnode.node import session, weights
+from p2pnode.node.encoding import Decoder
 from p2pnode.node.errors import CheckpointError, NodeError, ShardError, TaskError
 from p2pnode.node.learner import WORST_LOSS, Learner, choose_device
 from p2pnode.node.orders import (
@@ -88,6 +89,26 @@ def test_the_model_in_the_outbox_is_the_trained_one(tmp_path: Path) -> None:
     assert weights.schema(state) == weights.schema(fresh())
     checkpoint, _ = weights.load(tmp_path / "checkpoint.safetensors")
     assert all(torch.equal(state[name], checkpoint[f"model.{name}"]) for name in state)
+
+
+def test_models_are_sent_encoded_and_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent is encoded as told; own model and checkpoint are the same as with raw."""
+    monkeypatch.setattr(encoding, "LEAST", 1)
+    scores = []
+    for name in ("raw", "int8"):
+        daemon = train(tmp_path / name, encoding=name)
+        scores += [epoch.after for epoch in daemon.of(Epoch)]
+    assert scores[:2] == scores[2:]
+    (model, _) = daemon.of(Model)
+    assert model.encoding == "int8"
+    with Decoder(model.path, "int8") as reader:
+        assert reader.schema() == weights.schema(fresh())
+    raw, kept = (
+        weights.load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("raw", "int8")
+    )
+    assert all(torch.equal(raw[name], kept[name]) for name in raw)
 
 
 def test_every_report_fits_the_protocol(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ SETUP = Setup(
     cache=Path("cache"),
     folder=Path("folder"),
     staleness=1.0,
+    encoding="raw",
 )
 # A real process: generous on a busy machine, and never waited for where all is well.
 PATIENCE = 30.0

@@ -24,7 +24,13 @@ from p2pnode.node.board import Board, Facts
 from p2pnode.node.config import load
 from p2pnode.node.errors import HomeError, TaskError
 from p2pnode.node.mailbox import Mailbox
-from p2pnode.node.training import FILE_OVERHEAD, PUBLISH_SECONDS, SHARE_SECONDS, Training
+from p2pnode.node.training import (
+    ENCODED_MORE,
+    FILE_OVERHEAD,
+    PUBLISH_SECONDS,
+    SHARE_SECONDS,
+    Training,
+)
 from p2pnode.transport.envelope import Kind, peek
 from p2pnode.transport.exchange import Terms
 from p2pnode.transport.identity import Identity
@@ -145,6 +151,7 @@ class Node:
             "before": SCORES,
             "after": None,
             "parents": (),
+            "encoding": "raw",
         }
         self.report(orders.Model(**known | fields))
         return path
@@ -213,7 +220,8 @@ def test_a_ready_worker_settles_the_run(tmp_path: Path) -> None:
         terms = node.exchange.terms
         assert terms is not None
         assert (terms.run.swarm, terms.run.task, terms.run.schema) == ("main", "mnist", SCHEMA)
-        assert (terms.run.parameters, terms.most) == (1000, 4000 + FILE_OVERHEAD)
+        most = 4000 + 4000 // ENCODED_MORE + FILE_OVERHEAD
+        assert (terms.run.parameters, terms.most) == (1000, most)
         assert terms.run.tensors == ("w", "b\N{REPLACEMENT CHARACTER}")
         await trio.sleep(2.9)
         assert not node.worker.orders
@@ -269,7 +277,7 @@ def test_a_model_is_signed_and_offered(tmp_path: Path) -> None:
     async def scene(node: Node) -> None:
         node.report(ready())
         parents = ("aa" * 32, "bb" * 32)
-        path = node.train(3, parents=parents, age=2.5)
+        path = node.train(3, parents=parents, age=2.5, encoding="bf16")
         await trio.sleep(0.1)
         (held,) = node.exchange.offers
         assert node.mailbox.own == held
@@ -281,6 +289,7 @@ def test_a_model_is_signed_and_offered(tmp_path: Path) -> None:
         assert (m.samples, m.loss, m.before, m.after) == (600, 0.25, SCORES, None)
         assert (m.seq, m.created, m.expires) == (int(WALL * 1000), WALL, WALL + EXPIRY)
         assert (m.size, m.digests) == (len(body(3)), blake3(body(3)).digest())
+        assert m.encoding == "bf16"
         assert m.parents == (b"\xaa" * 32, b"\xbb" * 32)
         assert m.previous is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from p2pnode.transport import transfer
 from p2pnode.transport.errors import TransferError
 from p2pnode.transport.link import PIECE_LIMIT
 from p2pnode.transport.manifest import CHUNK_LEAST, Manifest, chunk_size_for
-from p2pnode.transport.transfer import RENEW, WINDOW, Chunk, Download, Upload
+from p2pnode.transport.transfer import (
+    RENEW,
+    WINDOW,
+    Ask,
+    Chunk,
+    Download,
+    Upload,
+    bits,
+    ranges_of,
+)
 
 PAGE = Path(__file__).parent.parent / "docs/protocol/messages.md"
 
@@ -36,11 +46,38 @@ def large(chunks: int, size: int) -> Manifest:
 HUGE = large(4097, 8 * 2**30 + 5)  # chunks of 2 MiB, the last of 5 bytes
 
 
+def asked(download: Download, chunks: int | None = None) -> Ask:
+    """Ask for these chunks, or all that are missing, with the first credit."""
+    ask = download.ask(download.missing if chunks is None else chunks)
+    ask.grant()
+    return ask
+
+
+def come(download: Download, ask: Ask, *chunks: int) -> None:
+    """These chunks come and are verified."""
+    for chunk in chunks:
+        ask.piece(chunk, 0, download.manifest.chunk_length(chunk))
+        assert download.takes(ask, chunk)
+        download.whole(chunk)
+        download.verified(chunk)
+
+
+@given(st.sets(st.integers(0, 7679)))
+def test_sets_of_chunks_are_ranges(chunks: set[int]) -> None:
+    """The same set, in the fewest ranges, in order."""
+    ranges = list(ranges_of(sum(1 << chunk for chunk in chunks)))
+    assert [c for first, count in ranges for c in range(first, first + count)] == sorted(chunks)
+    assert all(a + n < b for (a, n), (b, _) in pairwise(ranges))
+    assert bits(ranges) == sum(1 << chunk for chunk in chunks)
+
+
 def test_the_smallest_model() -> None:
     """One chunk of one byte: asked for, arrived, verified, done."""
     download = Download(small(1, 1))
-    assert download.ask() == ((0, 1),)
-    assert download.piece(0, 0, 1) == (0, True)
+    ask = asked(download)
+    assert ask.ranges == ((0, 1),)
+    assert ask.piece(0, 0, 1) == (0, True)
+    download.whole(0)
     assert not download.done
     download.verified(0)
     assert download.done
@@ -52,7 +89,7 @@ def test_ask_names_the_gaps() -> None:
     download = Download(small(10))
     for chunk in (0, 3, 4, 9):
         download.found(chunk)
-    assert download.ask() == ((1, 2), (5, 4))
+    assert asked(download).ranges == ((1, 2), (5, 4))
     assert download.bytes_here == 4 * CHUNK_LEAST
 
 
@@ -62,25 +99,25 @@ def test_nothing_missing_asks_for_nothing() -> None:
     download.found(0)
     download.found(1)
     assert download.done
-    assert download.ask() == ()
+    assert not download.missing
 
 
 def test_the_last_chunk_may_be_short() -> None:
     """Bytes count as they are, wherever the short chunk comes in the order."""
     download = Download(small(3, 100))
-    download.ask()
-    assert download.piece(2, 0, 100) == (2 * CHUNK_LEAST, True)
+    ask = asked(download)
+    assert ask.piece(2, 0, 100) == (2 * CHUNK_LEAST, True)
+    download.whole(2)
     download.verified(2)
     assert download.bytes_here == 100
 
 
 def test_large_chunks_come_in_pieces() -> None:
     """A chunk of 2 MiB is two pieces, in order; chunks may come in any order."""
-    download = Download(HUGE)
-    download.ask()
-    assert download.piece(5, 0, PIECE_LIMIT) == (5 * 2 * PIECE_LIMIT, False)
-    assert download.piece(2, 0, PIECE_LIMIT) == (2 * 2 * PIECE_LIMIT, False)
-    assert download.piece(5, PIECE_LIMIT, PIECE_LIMIT) == (11 * PIECE_LIMIT, True)
+    ask = asked(Download(HUGE))
+    assert ask.piece(5, 0, PIECE_LIMIT) == (5 * 2 * PIECE_LIMIT, False)
+    assert ask.piece(2, 0, PIECE_LIMIT) == (2 * 2 * PIECE_LIMIT, False)
+    assert ask.piece(5, PIECE_LIMIT, PIECE_LIMIT) == (11 * PIECE_LIMIT, True)
 
 
 @pytest.mark.parametrize(
@@ -99,73 +136,102 @@ def test_pieces_that_are_not_due(chunk: int, offset: int, length: int, problem: 
     """A piece of the wrong chunk, place or length is refused and changes nothing."""
     download = Download(small(3, 100))
     download.found(1)
-    download.ask()
-    before = list(download.state)
+    ask = asked(download)
     with pytest.raises(TransferError, match=problem):
-        download.piece(chunk, offset, length)
-    assert download.state == before
+        ask.piece(chunk, offset, length)
+    assert list(ask.coming) == [0, 2]
 
 
 def test_pieces_out_of_order_within_a_chunk() -> None:
     """The second piece of a chunk before, or twice after, the first."""
-    download = Download(HUGE)
-    download.ask()
+    ask = asked(Download(HUGE))
     with pytest.raises(TransferError, match="out of order"):
-        download.piece(0, PIECE_LIMIT, PIECE_LIMIT)
-    download.piece(0, 0, PIECE_LIMIT)
+        ask.piece(0, PIECE_LIMIT, PIECE_LIMIT)
+    ask.piece(0, 0, PIECE_LIMIT)
     with pytest.raises(TransferError, match="out of order"):
-        download.piece(0, 0, PIECE_LIMIT)
+        ask.piece(0, 0, PIECE_LIMIT)
 
 
 def test_a_chunk_comes_once() -> None:
     """A chunk that has arrived isn't due again, before its digest is checked or after."""
     download = Download(small(3))
-    download.ask()
-    download.piece(0, 0, CHUNK_LEAST)
+    ask = asked(download)
+    come(download, ask, 0)
     with pytest.raises(TransferError, match="not asked for"):
-        download.piece(0, 0, CHUNK_LEAST)
-    download.verified(0)
-    with pytest.raises(TransferError, match="not asked for"):
-        download.piece(0, 0, CHUNK_LEAST)
+        ask.piece(0, 0, CHUNK_LEAST)
 
 
 def test_credit_bounds_what_may_come() -> None:
     """At first WINDOW pieces; each RENEW that are dealt with allow RENEW more."""
-    download = Download(small(30))
-    download.ask()
+    ask = asked(Download(small(30)))
     for chunk in range(WINDOW):
-        download.piece(chunk, 0, CHUNK_LEAST)
+        ask.piece(chunk, 0, CHUNK_LEAST)
     with pytest.raises(TransferError, match="credit"):
-        download.piece(WINDOW, 0, CHUNK_LEAST)
-    assert [download.renew() for _ in range(RENEW)] == [0] * (RENEW - 1) + [RENEW]
+        ask.piece(WINDOW, 0, CHUNK_LEAST)
+    assert [ask.renew() for _ in range(RENEW)] == [0] * (RENEW - 1) + [RENEW]
     for chunk in range(WINDOW, WINDOW + RENEW):
-        download.piece(chunk, 0, CHUNK_LEAST)
+        ask.piece(chunk, 0, CHUNK_LEAST)
     with pytest.raises(TransferError, match="credit"):
-        download.piece(WINDOW + RENEW, 0, CHUNK_LEAST)
+        ask.piece(WINDOW + RENEW, 0, CHUNK_LEAST)
+
+
+def test_a_fetch_is_never_granted_more_than_it_asks_for() -> None:
+    """A short one needs no renewal."""
+    ask = asked(Download(small(WINDOW + 1)))
+    assert ask.outstanding == WINDOW
+    assert [ask.renew() for _ in range(WINDOW)] == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert ask.left == 1
+    assert asked(Download(small(3))).outstanding == 3
 
 
 def test_a_refuted_chunk_is_missing_again() -> None:
     """A wrong digest costs that chunk, and the next ask names it."""
     download = Download(small(2))
-    download.ask()
-    download.piece(0, 0, CHUNK_LEAST)
+    ask = asked(download)
+    ask.piece(0, 0, CHUNK_LEAST)
+    download.whole(0)
     download.refuted(0)
-    download.give_up()
-    assert download.ask() == ((0, 2),)
+    download.give_up(ask)
+    assert asked(download).ranges == ((0, 2),)
 
 
 def test_giving_up_keeps_what_is_here() -> None:
     """When a source is gone, verified chunks stay and all others are missing, also halves."""
     download = Download(HUGE)
-    download.ask()
+    ask = asked(download)
     for offset in (0, PIECE_LIMIT):
-        download.piece(0, offset, PIECE_LIMIT)
-        download.piece(1, offset, PIECE_LIMIT)
+        ask.piece(0, offset, PIECE_LIMIT)
+    download.whole(0)
     download.verified(0)
-    download.piece(2, 0, PIECE_LIMIT)
-    download.give_up()
-    assert download.ask() == ((1, 4096),)
-    assert download.piece(2, 0, PIECE_LIMIT) == (4 * PIECE_LIMIT, False)
+    ask.piece(2, 0, PIECE_LIMIT)
+    download.give_up(ask)
+    again = asked(download)
+    assert again.ranges == ((1, 4096),)
+    assert again.piece(2, 0, PIECE_LIMIT) == (4 * PIECE_LIMIT, False)
+
+
+def test_a_chunk_of_one_piece_is_taken_from_whoever_is_first() -> None:
+    """Asked of a second source, as the first is late; the other's piece is then of no use."""
+    download = Download(small(3))
+    late = asked(download, 0b11)
+    second = asked(download, 0b01)
+    come(download, late, 0)
+    assert not download.takes(second, 0)
+    download.give_up(late)
+    assert download.missing == 0b110
+
+
+def test_a_chunk_of_several_pieces_is_taken_from_one() -> None:
+    """The one that was asked last: else two would write one chunk."""
+    download = Download(HUGE)
+    late = asked(download, 0b11)
+    second = asked(download, 0b01)
+    assert download.takes(second, 0)
+    assert not download.takes(late, 0)
+    assert download.takes(late, 1)
+    download.give_up(late)
+    assert download.asked(0) is second
+    assert download.state[1] is Chunk.MISSING
 
 
 def test_the_docs_have_the_table() -> None:
@@ -233,9 +299,9 @@ def one_source(
     download: Download, chance: random.Random, verified: list[int], losses: float
 ) -> None:
     """One source until it is done or lost: its pieces and our credit cross in any order."""
-    ranges = download.ask()
-    upload = Upload(1, download.manifest, ranges, WINDOW)
-    asked = {chunk for first, count in ranges for chunk in range(first, first + count)}
+    ask = asked(download)
+    upload = Upload(1, download.manifest, ask.ranges, ask.outstanding)
+    wanted = set(ask.coming)
     network: deque[tuple[int, int, int]] = deque()
     credit: deque[int] = deque()
     queue: deque[tuple[int, bool]] = deque()
@@ -247,8 +313,11 @@ def one_source(
                 network.append(upload.take())
             case 1:
                 chunk, offset, length = network.popleft()
-                assert chunk in asked
-                position, whole = download.piece(chunk, offset, length)
+                assert chunk in wanted
+                position, whole = ask.piece(chunk, offset, length)
+                assert download.takes(ask, chunk)
+                if whole:
+                    download.whole(chunk)
                 assert position == chunk * CHUNK_LEAST + offset
                 queue.append((chunk, whole))
             case 2:
@@ -262,12 +331,16 @@ def one_source(
                 if whole:
                     download.verified(chunk)
                     verified.append(chunk)
-                if more := download.renew():
+                if more := ask.renew():
                     credit.append(more)
         assert len(network) + len(queue) <= WINDOW
         if chance.random() < losses:
             break
-    download.give_up()
+    while queue:
+        chunk, whole = queue.popleft()
+        if whole and download.state[chunk] is Chunk.ARRIVED:
+            download.refuted(chunk)
+    download.give_up(ask)
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3), st.integers(-1, 2)), max_size=60))
@@ -277,12 +350,12 @@ def test_any_pieces_leave_a_sound_download(
     """Whatever a peer sends, nothing but asked chunks in order is taken, within the credit."""
     download = Download(small(5, 10))
     download.found(2)
-    download.ask()
+    ask = asked(download)
     taken = 0
     for chunk, offset, change in pieces:
         length = (10 if chunk == 4 else CHUNK_LEAST) + change
         try:
-            position, whole = download.piece(chunk, offset * CHUNK_LEAST, length)
+            position, whole = ask.piece(chunk, offset * CHUNK_LEAST, length)
         except TransferError:
             continue
         assert (position, whole) == (chunk * CHUNK_LEAST, True)

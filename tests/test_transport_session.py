@@ -250,8 +250,8 @@ def test_more_pieces_than_the_credit_allows_end_it(tmp_path: Path) -> None:
     async def test(alice: Fellow, mallory: Rogue) -> None:
         await mallory.say(Offer(MODEL))
         await mallory.hear(Fetch)
-        download = alice.exchange.incoming[ID].download
-        download.outstanding = 2  # as if the disk had not yet taken the pieces before
+        (lane,) = alice.exchange.incoming[ID]._lanes.values()
+        lane.ask.outstanding = 2  # as if the disk had not yet taken the pieces before
         await mallory.say(*(piece(1, chunk) for chunk in range(3)))
         await ended(alice, mallory, admission.PROTOCOL, "more pieces than the credit allows")
 
@@ -317,8 +317,9 @@ def test_pieces_are_sent_as_far_as_credit_goes(tmp_path: Path) -> None:
     against(tmp_path, test)
 
 
-def test_files_are_closed_when_an_upload_ends(tmp_path: Path) -> None:
-    """Stopped, finished or cut off: no descriptor is left."""
+def test_files_are_closed_when_a_model_is_through(tmp_path: Path) -> None:
+    """All fetches of a model share a file, which stays open between them until the peer has the
+    model, goes on to the next one, or is gone."""
 
     def descriptors() -> int:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
@@ -329,8 +330,17 @@ def test_files_are_closed_when_an_upload_ends(tmp_path: Path) -> None:
         await mallory.say(Fetch(1, model, ((0, 20),), 1), Fetch(2, model, ((0, 1),), 1))
         await mallory.say(Fetch(3, model, ((0, 2),), 1))
         assert len(await pieces(mallory)) == 3
-        assert descriptors() == before + 2  # the second is through
-        await mallory.say(Stop(1))
+        assert descriptors() == before + 1
+        await mallory.say(Stop(1), Stop(3))
+        await pieces(mallory)
+        assert descriptors() == before + 1
+        await mallory.say(Done(model))
+        await trio.testing.wait_all_tasks_blocked()
+        assert descriptors() == before
+        await mallory.say(Fetch(4, model, ((0, 1),), 1))
+        await pieces(mallory)
+        newer = alice.publish(9)
+        await mallory.say(Fetch(5, newer.id, ((0, 1),), 1))
         await pieces(mallory)
         assert descriptors() == before + 1
         await mallory.link.aclose()

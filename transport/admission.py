@@ -38,6 +38,7 @@ RUN: Final = "run"
 FLOOD: Final = "flood"
 AUTHOR: Final = "author"
 MEMBER: Final = "member"
+ENCODING: Final = "encoding"
 
 
 class Refusal(Exception):

@@ -18,7 +18,7 @@ class Bucket:
         """Whether it is as a new one: a whole burst may come."""
         return self._due <= now - self._slack
 
-    def wait(self, now: float) -> float:
-        """Count one more in: seconds until it is due, 0 for what is within the burst."""
-        self._due = max(self._due, now - self._slack) + self._step
+    def wait(self, now: float, amount: float = 1) -> float:
+        """Count so many more in: seconds until they are due, 0 for what is within the burst."""
+        self._due = max(self._due, now - self._slack) + self._step * amount
         return max(0.0, self._due - now)

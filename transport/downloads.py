@@ -18,7 +18,7 @@ import trio
 
 from . import admission
 from .admission import Offered, Refusal
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .parts import PartFile
 from .session import Session
 
@@ -52,8 +52,8 @@ class Filer(Protocol):
 class Downloads:
     """All models on their way; of so many authors a model may wait."""
 
-    def __init__(self, filer: Filer, waiting: int) -> None:
-        self._filer, self._most_waiting = filer, waiting
+    def __init__(self, filer: Filer, waiting: int, company: Company) -> None:
+        self._filer, self._most_waiting, self._company = filer, waiting, company
         self.incoming: dict[bytes, Incoming] = {}
         self._waiting: dict[str, Incoming] = {}  # author → its newest model, not begun
         self._nursery: trio.Nursery | None = None
@@ -75,7 +75,8 @@ class Downloads:
             if known.offered.manifest.seq >= number:
                 newer = known.offered.manifest.seq
                 raise Refusal(admission.STALE, f"number {number} when {newer} is on its way")
-        self._wait(Incoming(offered, session, self._complain(offered.envelope.id)), session)
+        complain = self._complain(offered.envelope.id)
+        self._wait(Incoming(offered, session, complain, self._company), session)
         if current is not None and _gives_way(current, session):
             current.cancel()
         self._begin()
@@ -84,9 +85,9 @@ class Downloads:
         return next((i for i in self.incoming.values() if i.author == author), None)
 
     def _wait(self, incoming: Incoming, session: Session) -> None:
-        self._waiting = {a: i for a, i in self._waiting.items() if i.next_source() is not None}
+        self._waiting = {a: i for a, i in self._waiting.items() if i.lead() is not None}
         if incoming.author not in self._waiting:
-            of_peer = sum(i.next_source() is session for i in self._waiting.values())
+            of_peer = sum(i.lead() is session for i in self._waiting.values())
             of_one = WAITING_A_RELAY if session.relay else WAITING_A_PEER
             for waiting, most in ((of_peer, of_one), (len(self._waiting), self._most_waiting)):
                 if waiting >= most:
@@ -100,7 +101,7 @@ class Downloads:
         """Begin what waits, as far as there is room."""
         assert self._nursery is not None
         for author, incoming in list(self._waiting.items()):
-            source = incoming.next_source()
+            source = incoming.lead()
             if source is None:
                 del self._waiting[author]
             elif self._current(author) is None and self._has_room(source):
@@ -109,7 +110,7 @@ class Downloads:
                 self._nursery.start_soon(self._download, incoming)
 
     def _has_room(self, source: Session) -> bool:
-        busy = [s for i in self.incoming.values() if (s := _source(i)) is not None]
+        busy = [s for i in self.incoming.values() if (s := i.lead()) is not None]
         of_host = sum(s.host == source.host for s in busy)
         return (
             len(self.incoming) < DOWNLOADS_LIMIT
@@ -130,13 +131,9 @@ class Downloads:
             self._begin()
 
 
-def _source(incoming: Incoming) -> Session | None:
-    return incoming.source or incoming.next_source()
-
-
 def _gives_way(incoming: Incoming, newer: Session) -> bool:
     """Whether it is broken off for a newer model that this session offers."""
-    source = _source(incoming)
+    source = incoming.lead()
     if source is None:
         return True
     return source.peer != incoming.author and not (source.relay and source is newer)

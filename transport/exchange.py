@@ -17,11 +17,13 @@ import trio
 
 from . import admission, downloads
 from .admission import Offered, Refusal
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .intake import Intake
 from .link import Link
+from .manifest import ENCODINGS
 from .messages import Hello, Reject, Run, Want, difference
 from .outgoing import Held
+from .pace import Limits
 from .parts import PartFile
 from .relayed import Relayed, RelayObserver
 from .session import Session, turn_away
@@ -92,13 +94,15 @@ class Exchange:
         fan_out: int,
         max_peers: int,
         chance: random.Random,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
         self.me, self._library, self._observer = me, library, observer
         self._clock, self._wall, self._chance = clock, wall, chance
         self._fan_out, self._max_peers = fan_out, max_peers
         self.sessions: dict[str, Session] = {}
-        self._intake = Intake(self, clock, downloads.WAITING_LIMIT)
-        self._relayed = Relayed(self, observer, self._intake, clock)
+        self._intake = Intake(self, clock, downloads.WAITING_LIMIT, Company(me, self.met, chance))
+        self._relayed = Relayed(self, observer, self._intake, clock, self.limits)
         self._terms: Terms | None = None
         self._agreed = trio.Event()
         self._leaving = False
@@ -127,7 +131,7 @@ class Exchange:
     def announce(self, held: Held) -> set[Session]:
         """Offer our own new model to `fan_out` of the peers, chosen anew each time, and to the
         relays where it is to lie: to these."""
-        met = self.met()
+        met = [session for session in self.met() if session.takes(held)]
         chosen = self._chance.sample(met, min(self._fan_out, len(met)))
         for session in chosen:
             session.offer(held)
@@ -177,7 +181,8 @@ class Exchange:
             return unwelcome
         if link.peer in self.sessions:
             self.sessions[link.peer].close("connected anew")
-        session = self.sessions[link.peer] = Session(link, self, self._clock)
+        session = Session(link, self, self._clock, limits=self.limits)
+        self.sessions[link.peer] = session
         try:
             await session.run(self.hello)
         finally:
@@ -221,7 +226,8 @@ class Exchange:
         """The run and our newest epoch, once the model is built."""
         await self._agreed.wait()
         assert self._terms is not None
-        return Hello(self._terms.run, max((own.manifest.epoch for own in self.own()), default=0))
+        epoch = max((own.manifest.epoch for own in self.own()), default=0)
+        return Hello(self._terms.run, epoch, ENCODINGS)
 
     def own(self) -> list[Held]:
         """Our own newest model, if there is one that is worth an offer."""
@@ -266,12 +272,20 @@ class Exchange:
                 session.offer(held)
 
     def held_for(self, _session: Session, model: bytes) -> Held | None:
-        """Whoever trains the same run may have any model here."""
-        return self.find(model)
+        """Whoever trains the same run may have any model here, and what is here of one to come."""
+        coming = self.incoming.get(model)
+        return self.find(model) or (coming.held if coming else None)
 
     def find(self, model: bytes) -> Held | None:
         """The held model with this envelope ID."""
         return next((held for held in self._library.held() if held.id == model), None)
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """A peer has chunks for us, or fetches what we have: then it is told that we do."""
+        if not self._intake.have(session, model) and first:
+            held = self.find(model)
+            if held is not None and held.peer not in (self.me, session.peer):
+                session.tell(model, (1 << held.manifest.chunks) - 1)
 
     def done_by(self, session: Session, model: bytes) -> None:
         """A peer has our model."""

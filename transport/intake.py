@@ -15,7 +15,7 @@ import trio
 from . import admission
 from .admission import Offered, Refusal
 from .downloads import Downloads
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .messages import Done, Reject
 from .parts import PartFile
 from .session import Session
@@ -40,9 +40,11 @@ class Keeper(Protocol):
 class Intake:
     """All models on their way in, over all sessions; of so many authors a model may wait."""
 
-    def __init__(self, keeper: Keeper, clock: Callable[[], float], waiting: int) -> None:
+    def __init__(
+        self, keeper: Keeper, clock: Callable[[], float], waiting: int, company: Company
+    ) -> None:
         self._keeper, self._clock = keeper, clock
-        self._downloads = Downloads(self, waiting)
+        self._downloads = Downloads(self, waiting, company)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the downloads until cancelled."""
@@ -68,6 +70,13 @@ class Intake:
         except Refusal as refusal:
             self.refuse(session, admission.identify(envelope), refusal.reason, refusal.detail)
 
+    def have(self, session: Session, model: bytes) -> bool:
+        """A peer has told which chunks of a model it has; whether that is coming in here."""
+        incoming = self.incoming.get(model)
+        if incoming is not None:
+            incoming.hear(session)
+        return incoming is not None
+
     def within_rate(self, session: Session) -> bool:
         """Count an offer; a peer that makes too many floods us, and we part."""
         within = not session.offers.wait(self._clock())
@@ -82,14 +91,14 @@ class Intake:
         return self._keeper.part(incoming)
 
     async def file(self, incoming: Incoming, part: PartFile) -> None:
-        """A whole model goes to its place, and all who offered it hear of it."""
+        """A whole model goes to its place, and all who offered or sent it hear of it."""
         try:
             await trio.to_thread.run_sync(self._keeper.file, incoming, part.path)
         except OSError as error:
             detail = f"can't file the model: {error.strerror or error}"
             raise Refusal(admission.DISK, detail) from None
         self._keeper.filed(incoming)
-        for session in incoming.offerers:
+        for session in dict.fromkeys([*incoming.offerers, *incoming.helpers]):
             session.say(Done(incoming.model))
 
     def refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:

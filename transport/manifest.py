@@ -40,7 +40,12 @@ SWARM_LIMIT: Final = 64
 EXPIRY: Final = 24 * 3600.0
 """Seconds until nobody should start from a model any more: a day covers the longest epochs."""
 
-ENCODINGS: Final = ("raw",)
+RAW: Final = "raw"
+ENCODINGS: Final = (RAW, "raw+zstd", "bf16", "bf16+zstd", "int8", "int8+zstd")
+"""How the tensors may lie in the file; docs/protocol/manifest.md says what each one's bytes are."""
+
+ENCODING_LIMIT: Final = 16
+"""Characters of an encoding's name, of those that come later, too."""
 
 
 def chunk_size_for(size: int) -> int:
@@ -86,7 +91,7 @@ class Manifest:
     chunk_size: int
     digests: bytes
     samples: int
-    encoding: str = "raw"
+    encoding: str = RAW
     loss: float | None = None
     before: Scores | None = None
     after: Scores | None = None
@@ -164,7 +169,7 @@ def _read(f: Fields) -> Manifest:
         created=f.number("created"),
         expires=f.number("expires"),
         schema=f.bytes("schema", DIGEST, DIGEST),
-        encoding=f.text("encoding", 16),
+        encoding=f.text("encoding", ENCODING_LIMIT),
         size=f.integer("size", 1, SIZE_LIMIT),
         chunk_size=f.integer("chunk_size", CHUNK_LEAST, SIZE_LIMIT),
         digests=f.bytes("digests", DIGEST, DIGESTS_LIMIT),

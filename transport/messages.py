@@ -3,8 +3,8 @@
 A message is a deterministic CBOR map whose "t" names its kind; the table at the end holds all of
 them. Models travel by the receiver's asking: `offer` tells what there is, `fetch` asks for chunks
 and grants credit, pieces follow as data frames, `credit` renews, `done` says that the model is
-filed. The receiver ends a transfer with `stop`, the sender with `gone`; `reject` says why an offer
-or its bytes are refused.
+filed. `have` tells others who fetch the same model what they can have of it here. The receiver ends
+a transfer with `stop`, the sender with `gone`; `reject` says why an offer or its bytes are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import wire
 from .envelope import ENVELOPE_LIMIT
 from .errors import WireError
 from .link import CONTROL_LIMIT
-from .manifest import DIGEST, DIGESTS_LIMIT, SWARM_LIMIT
+from .manifest import DIGEST, DIGESTS_LIMIT, ENCODING_LIMIT, RAW, SWARM_LIMIT
 from .wire import Fields, Value
 
 PROTOCOL = 1
@@ -31,6 +31,10 @@ RANGES_LIMIT = DIGESTS_LIMIT // DIGEST // 2  # every second chunk of a manifest'
 CREDIT_LIMIT = 1024  # pieces; a gigabyte in flight is more than any line needs
 # Peers in one `peers`, and bytes of a signed record (as trackers have it): half a control message.
 TOLD_LIMIT, RECORD_LIMIT, PEER_LIMIT = 32, 4096, 64
+# Ranges in one `have`: many bound what reading costs; who has more gaps says it in several.
+HAVE_LIMIT = 256
+CHUNKS_LIMIT = DIGESTS_LIMIT // DIGEST  # of a manifest
+ENCODINGS_LIMIT = 32  # five times what there are
 COUNT_LIMIT = 2**32 - 1  # chunk and transfer numbers are 32 bits in the data header
 
 
@@ -51,10 +55,14 @@ RELAY_RUN = Run("", "relay", bytes(32), 0, ())
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message, both ways: the run, and the epoch of the newest own model (0: none)."""
+    """The first message, both ways: the run, and the epoch of the newest own model (0: none).
+
+    `encodings` are those of the models that this side can read; who says nothing reads raw ones.
+    """
 
     run: Run
     epoch: int
+    encodings: tuple[str, ...] = (RAW,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,14 @@ class Fetch:
     model: bytes  # envelope ID
     ranges: Ranges
     credit: int  # pieces that may be sent now
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """I have these chunks more of a model that I fetch, too, or hold: you may have them of me."""
+
+    model: bytes
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +166,20 @@ class Peers:
 
 
 Message: TypeAlias = (
-    Hello | Bye | Offer | Want | Fetch | Credit | Stop | Gone | Done | Reject | Ping | Pong | Peers
+    Hello
+    | Bye
+    | Offer
+    | Want
+    | Fetch
+    | Have
+    | Credit
+    | Stop
+    | Gone
+    | Done
+    | Reject
+    | Ping
+    | Pong
+    | Peers
 )
 
 
@@ -180,11 +209,21 @@ def _read_run(f: Fields) -> Run:
     )
 
 
+def _hello_value(m: Hello) -> dict[str, object]:
+    value = {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch}
+    return value if m.encodings == (RAW,) else value | {"encodings": list(m.encodings)}
+
+
 def _read_hello(f: Fields) -> Hello:
     version = f.integer("version")
     if version != PROTOCOL:
         raise WireError(f"the peer speaks version {version}, this node version {PROTOCOL}")
-    return Hello(_read_run(f.map("run")), f.integer("epoch"))
+    return Hello(_read_run(f.map("run")), f.integer("epoch"), _read_encodings(f))
+
+
+def _read_encodings(f: Fields) -> tuple[str, ...]:
+    encodings = f.items("encodings", ENCODINGS_LIMIT)
+    return tuple(encodings.text(i, ENCODING_LIMIT) for i in encodings) or (RAW,)
 
 
 def _read_fetch(f: Fields) -> Fetch:
@@ -198,6 +237,18 @@ def _read_fetch(f: Fields) -> Fetch:
         ranges=tuple(zip(numbers[::2], numbers[1::2], strict=True)),
         credit=f.integer("credit", 1, CREDIT_LIMIT),
     )
+
+
+def _read_have(f: Fields) -> Have:
+    f.list("ranges", 2 * HAVE_LIMIT)  # it may not be missing
+    flat = f.items("ranges", 2 * HAVE_LIMIT)
+    numbers = [flat.integer(i, 0, CHUNKS_LIMIT) for i in flat]
+    if len(numbers) % 2:
+        raise WireError("have.ranges must be pairs of first and count")
+    ranges = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    if any(first + count > CHUNKS_LIMIT for first, count in ranges):
+        raise WireError(f"have.ranges must be within the {CHUNKS_LIMIT} chunks of a model")
+    return Have(_model(f), ranges)
 
 
 def _read_peers(f: Fields) -> Peers:
@@ -225,7 +276,7 @@ Reader: TypeAlias = Callable[[Fields], Message]
 _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
     "hello": (
         Hello,
-        lambda m: {"version": PROTOCOL, "run": _run_value(m.run), "epoch": m.epoch},
+        _hello_value,
         _read_hello,
     ),
     "bye": (
@@ -248,6 +299,11 @@ _TABLE: dict[str, tuple[type[Message], Writer, Reader]] = {
             "credit": m.credit,
         },
         _read_fetch,
+    ),
+    "have": (
+        Have,
+        lambda m: {"model": m.model, "ranges": [n for pair in m.ranges for n in pair]},
+        _read_have,
     ),
     "credit": (
         Credit,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from .link import PIECE_LIMIT, Piece
+from .buffers import Lease
+from .link import HEADER_SIZE, Piece
 from .manifest import Manifest
 
 # An offer waits until all of a model is digested, so two threads do it. More would take more of the
@@ -79,9 +80,10 @@ class PartFile:
                 raise OSError(28, "no space left on the disk")
         return good
 
-    def restart(self) -> None:
-        """The source is gone: chunks that are not whole begin anew."""
-        self._digests.clear()
+    def restart(self, chunks: Iterable[int]) -> None:
+        """Their source is gone: these begin anew."""
+        for chunk in chunks:
+            self._digests.pop(chunk, None)
 
     def close(self) -> None:
         """Close; safe to call twice."""
@@ -102,7 +104,8 @@ def digest_file(path: Path, chunk_size: int) -> tuple[int, bytes]:
 def _digest(file: FileIO, start: int, chunk_size: int, size: int) -> bytes:
     """The digest of the chunk that starts here in a file of this size."""
     digest, end = blake3(), min(start + chunk_size, size)
-    buffer = memoryview(bytearray(min(PIECE_LIMIT, end - start)))
+    lease = Lease()
+    buffer = lease.memory[HEADER_SIZE:]
     while start < end:
         read = os.preadv(file.fileno(), [buffer[: end - start]], start)
         if not read:

@@ -27,12 +27,13 @@ from .bucket import Bucket
 from .checker import Checker
 from .envelope import ENVELOPE_LIMIT
 from .identity import short
-from .incoming import Incoming
+from .incoming import Company, Incoming
 from .intake import Intake
 from .link import Link
-from .manifest import DIGESTS_LIMIT
+from .manifest import DIGESTS_LIMIT, ENCODINGS
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
+from .pace import Limits
 from .parts import PartFile
 from .session import Session, turn_away
 from .shelf import Shelf, belongs
@@ -87,6 +88,7 @@ class Relay:
     """All clients, and the models that they share.
 
     `admits(peer ID, swarm)` says who may use it for which swarm; `clock` and `wall` as everywhere.
+    A node's own relay shares the node's `limits`.
     """
 
     def __init__(
@@ -98,11 +100,13 @@ class Relay:
         wall: Callable[[], float],
         chance: random.Random,
         log: Callable[[str, str], None],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits or Limits()
         self._shelf, self._admits = shelf, admits
         self._clock, self._wall, self._chance, self._log = clock, wall, chance, log
         self._clients: dict[str, Client] = {}
-        self._intake = Intake(self, clock, CLIENTS)
+        self._intake = Intake(self, clock, CLIENTS, Company("", lambda: (), chance))
         self._rejects: Counter[str] = Counter()
         self._lines = Bucket(LINES, LINES_BURST)
         self._in = self._out = 0  # bytes of sessions that are over
@@ -120,7 +124,7 @@ class Relay:
 
     async def serve(self, link: Link) -> None:
         """One client's whole life; a handler of Network.listen."""
-        session = Session(link, self, self._clock)
+        session = Session(link, self, self._clock, limits=self._limits)
         unwelcome = self._unwelcome(session)
         if unwelcome:
             self.rejected(admission.FLOOD, link.peer, unwelcome)
@@ -153,7 +157,7 @@ class Relay:
         self._in, self._out = self._in + session.bytes_in, self._out + session.bytes_out
 
     async def _hello(self) -> Hello:
-        return Hello(RELAY_RUN, 0)
+        return Hello(RELAY_RUN, 0, ENCODINGS)
 
     @property
     def status(self) -> RelayStatus:
@@ -189,7 +193,7 @@ class Relay:
         while True:
             await trio.sleep(TIDY_SECONDS)
             sessions = [client.session for client in self._clients.values()]
-            reading = [(s, entry.held.id) for s in sessions for entry in s.outgoing.open.values()]
+            reading = [(s, model) for s in sessions for model in s.outgoing.models]
             models, coming = {model for _, model in reading}, self._intake.incoming.keys()
             try:
                 await trio.to_thread.run_sync(self._shelf.tidy, models, coming)
@@ -245,6 +249,9 @@ class Relay:
         """The model with this envelope ID, if the client trains the same run."""
         held, client = self._shelf.find(model), self._client(session)
         return held if held and client and _trains(client, held) else None
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """Only authors store models here, so nothing follows from it."""
 
     def done_by(self, session: Session, model: bytes) -> None:
         """A client has a model; nothing follows from it."""

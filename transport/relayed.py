@@ -15,6 +15,7 @@ from .intake import Intake
 from .link import Link
 from .messages import RELAY_RUN, Hello, Reject, Want
 from .outgoing import Held
+from .pace import Limits
 from .session import Session
 
 
@@ -57,9 +58,15 @@ class Relayed:
     """All sessions with relays; their `Owner`."""
 
     def __init__(
-        self, side: Side, observer: RelayObserver, intake: Intake, clock: Callable[[], float]
+        self,
+        side: Side,
+        observer: RelayObserver,
+        intake: Intake,
+        clock: Callable[[], float],
+        limits: Limits,
     ) -> None:
         self._side, self._observer, self._intake, self._clock = side, observer, intake, clock
+        self._limits = limits
         self.sessions: dict[str, Session] = {}
         self._stored: dict[Session, bytes] = {}  # the last model that we offered
 
@@ -67,7 +74,8 @@ class Relayed:
         """One link's whole life, which we dialled; gives the reason for its end."""
         if link.peer in self.sessions:
             self.sessions[link.peer].close("connected anew")
-        session = self.sessions[link.peer] = Session(link, self, self._clock, relay=True)
+        session = Session(link, self, self._clock, limits=self._limits, relay=True)
+        self.sessions[link.peer] = session
         try:
             await session.run(self._side.hello)
         finally:
@@ -87,7 +95,8 @@ class Relayed:
 
     def _store_at(self, session: Session) -> bool:
         """Whether our newest model is to lie there; it is offered unless it was."""
-        own = self._side.own() if self._observer.stores(session) else []
+        ours = self._side.own() if self._observer.stores(session) else []
+        own = [held for held in ours if session.takes(held)]
         for held in own:
             if self._stored.get(session) != held.id:
                 self._stored[session] = held.id
@@ -119,6 +128,9 @@ class Relayed:
     def held_for(self, _session: Session, model: bytes) -> Held | None:
         """Our own newest model, and no other."""
         return next((held for held in self._side.own() if held.id == model), None)
+
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """Relays offer what they have; nothing follows from it."""
 
     def done_by(self, session: Session, model: bytes) -> None:
         """The relay holds our model."""

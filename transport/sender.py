@@ -1,7 +1,8 @@
 """I/O: what goes out over one session: control messages first, then model bytes, a piece at a time.
 
 So an offer waits for at most the piece that is being sent. The network's backpressure ends here: a
-peer that reads slowly slows its own uploads and nothing else.
+peer that reads slowly slows its own uploads and nothing else. Pieces wait for the pace (pace.py)
+that all sessions share; control messages don't.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .errors import LinkClosed
 from .link import Link
 from .messages import Bye, Gone, Message
 from .outgoing import OpenUpload, Outgoing
+from .pace import Pace
 
 # Queued control messages to a peer that doesn't read: more means that it never will.
 QUEUE_LIMIT = 256
@@ -26,13 +28,14 @@ QUEUE_LIMIT = 256
 class Sender:
     """The sending half of a session; `run` is its one task."""
 
-    def __init__(self, link: Link, clock: Callable[[], float]) -> None:
-        self._link, self._clock = link, clock
+    def __init__(self, link: Link, clock: Callable[[], float], pace: Pace) -> None:
+        self._link, self._clock, self._pace = link, clock, pace
         self.uploads = Outgoing()
         self.bytes = 0
         self._queue: deque[Message] = deque()
         self._wake = trio.Event()
         self._since = math.inf  # since when something waits for the network
+        self._booked, self._due = 0, -math.inf  # bytes that the pace has counted in, and from when
 
     def say(self, message: Message) -> bool:
         """Queue a control message; False when the peer hasn't read so many before."""
@@ -61,7 +64,11 @@ class Sender:
                     if isinstance(message, Bye):
                         return
                 elif (entry := self.uploads.next()) is not None:
-                    await self._piece(entry)
+                    if self._clock() >= self._due_for(entry):
+                        await self._piece(entry)
+                    else:
+                        with trio.move_on_at(self._due):
+                            await self._wake.wait()
                 else:
                     await self._wake.wait()
 
@@ -71,6 +78,14 @@ class Sender:
         await self._link.send(data)
         self._since = math.inf
         self.bytes += len(data)
+
+    def _due_for(self, entry: OpenUpload) -> float:
+        """When this upload's next piece may go; what is counted in by then is not counted again."""
+        missing = entry.upload.next_size - self._booked
+        if missing > 0:
+            self._due = self._clock() + self._pace.wait(missing, self._clock())
+            self._booked += missing
+        return self._due
 
     async def _piece(self, entry: OpenUpload) -> None:
         transfer = entry.upload.transfer
@@ -84,3 +99,4 @@ class Sender:
             await self._link.send_piece(piece)
             self._since = math.inf
             self.bytes += size
+            self._booked -= size

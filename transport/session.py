@@ -14,9 +14,10 @@ import trio
 
 from . import messages
 from .address import owner
-from .admission import FLOOD, GARBAGE, PROTOCOL, SLOW
+from .admission import ENCODING, FLOOD, GARBAGE, PROTOCOL, SLOW
 from .bucket import Bucket
 from .errors import LinkClosed, ProtocolError, WireError
+from .haves import Haves
 from .link import Link, Piece
 from .messages import (
     Bye,
@@ -24,6 +25,7 @@ from .messages import (
     Done,
     Fetch,
     Gone,
+    Have,
     Hello,
     Message,
     Offer,
@@ -36,6 +38,7 @@ from .messages import (
     Want,
 )
 from .outgoing import Held, Outgoing
+from .pace import Limits
 from .sender import Sender
 from .sinks import Sink, Sinks
 
@@ -53,6 +56,9 @@ GARBAGE_LIMIT = 3
 # Offers (and requests for some) that a peer may make a second, and in a burst: a node makes one an
 # epoch, and answers `want` with a handful.
 OFFERS_PER_SECOND, OFFERS_BURST = 4.0, 64
+# The same for the chunks that it has: each model that comes in there has news 20 times a second at
+# most, and there are no more than 16 of them.
+HAVES_PER_SECOND, HAVES_BURST = 320.0, 640
 # The same for what it tells of other peers: a node does that once a second at most, and each time
 # may cost us TOLD_LIMIT signatures to check.
 TELLINGS_PER_SECOND, TELLINGS_BURST = 1.0, 16
@@ -78,6 +84,10 @@ class Owner(Protocol):
     def held_for(self, session: Session, model: bytes) -> Held | None:
         """The held model with this envelope ID, if this peer may have it."""
 
+    def have_from(self, session: Session, model: bytes, *, first: bool) -> None:
+        """The peer has told (`haves`) that it has some chunks, or fetches them; `first` of this
+        model."""
+
     def done_by(self, session: Session, model: bytes) -> None:
         """The peer has filed this model, which we offered."""
 
@@ -91,12 +101,20 @@ class Owner(Protocol):
 class Session:
     """One peer that we are connected to; `run` is its whole life.
 
-    `relay`: what the peer offers are the models of others, which lie there.
+    `limits` are shared with all other sessions. `relay`: what the peer offers are the models of
+    others, which lie there.
     """
 
     def __init__(
-        self, link: Link, owner: Owner, clock: Callable[[], float], *, relay: bool = False
+        self,
+        link: Link,
+        owner: Owner,
+        clock: Callable[[], float],
+        *,
+        limits: Limits | None = None,
+        relay: bool = False,
     ) -> None:
+        self.limits = limits or Limits()
         self.link, self.peer, self.relay = link, link.peer, relay
         self._owner, self._clock = owner, clock
         self.hello: Hello | None = None
@@ -107,12 +125,17 @@ class Session:
         self.heard = clock()
         self.offers = Bucket(OFFERS_PER_SECOND, OFFERS_BURST)
         self.on_peers: Callable[[Peers], None] = lambda told: None  # whoever listens to that
+        self.haves = Haves()
+        self._haves = Bucket(HAVES_PER_SECOND, HAVES_BURST)
         self._tellings = Bucket(TELLINGS_PER_SECOND, TELLINGS_BURST)
         self._messages = Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST)
-        self._sender, self._sinks = Sender(link, clock), Sinks()
+        self._sender, self._sinks = Sender(link, clock, self.limits.up), Sinks()
         self._unanswered: dict[bytes, None] = {}  # models offered, oldest first
+        self.on_round_trip: Callable[[float], None] = lambda seconds: None
+        self._pinged = 0
         self._pings: dict[int, float] = {}
         self._garbage = 0
+        self._unreadable = False  # some model was not offered for its encoding
         self._greeted = False
         self._parting = trio.Event()
         self._scope = trio.CancelScope()
@@ -181,11 +204,8 @@ class Session:
             self.fail(SLOW, f"no hello for {HELLO_SECONDS:.0f} s")
 
     async def _ping_loop(self) -> None:
-        number = 0
         while True:
-            number += 1
-            self._pings = {number: self._clock()}
-            self.say(Ping(number))
+            self.ping()
             await trio.sleep(PING_SECONDS)
             if self._clock() - self.heard > SILENCE_SECONDS:
                 self.fail(SLOW, f"silent for {SILENCE_SECONDS:.0f} s")
@@ -200,12 +220,30 @@ class Session:
             self._owner.rejected(SLOW, self.peer, "too many messages not read")
             self.close("too many messages not read")
 
+    def ping(self) -> None:
+        """Measure the round trip; an earlier ping that isn't answered yet no longer counts."""
+        self._pinged += 1
+        self._pings = {self._pinged: self._clock()}
+        self.say(Ping(self._pinged))
+
     def offer(self, held: Held) -> None:
-        """Offer a model; its answer is reported once."""
+        """Offer a model that the peer can read; its answer is reported once."""
+        if not self.takes(held):
+            return
         self._unanswered[held.id] = None
         if len(self._unanswered) > UNANSWERED_LIMIT:
             del self._unanswered[next(iter(self._unanswered))]
         self.say(Offer(held.envelope))
+
+    def takes(self, held: Held) -> bool:
+        """Whether the peer can read a model; that it can't is reported once, as its refusal."""
+        encoding = held.manifest.encoding
+        takes = self.hello is None or encoding in self.hello.encodings
+        if not takes and not self._unreadable:
+            self._unreadable = True
+            detail = f"its version of p2pnode can't read the encoding {encoding}"
+            self._owner.rejected_by(self, Reject(held.id, ENCODING, detail))
+        return takes
 
     def fetch(self, sink: Sink, model: bytes, ranges: Ranges, credit: int) -> int:
         """Ask for chunks of a model; its pieces go to the sink. Gives the transfer number."""
@@ -215,6 +253,11 @@ class Session:
         self.say(Fetch(transfer, model, ranges, credit))
         return transfer
 
+    def tell(self, model: bytes, chunks: int) -> None:
+        """Tell which chunks of a model are here, where that is news."""
+        for have in self.haves.tell(model, chunks):
+            self.say(have)
+
     def forget(self, transfer: int, *, stop: bool) -> None:
         """The sink needs no more; `stop` tells the peer."""
         if self._sinks.close(transfer, early=stop) and stop:
@@ -222,10 +265,9 @@ class Session:
 
     def withdraw(self, model: bytes) -> None:
         """Send no more of a model: it is gone."""
-        for transfer, entry in list(self.outgoing.open.items()):
-            if entry.held.id == model:
-                self.outgoing.end(transfer)
-                self.say(Gone(transfer))
+        for transfer in self.outgoing.forget(model):
+            self.say(Gone(transfer))
+        self._sender.wake()  # it closes the file
 
     # -- listening -----------------------------------------------------------------------------
 
@@ -295,6 +337,13 @@ class Session:
         else:
             self.say(Gone(message.transfer))
 
+    def _on_have(self, message: Have) -> None:
+        self._check_agreed()
+        if self._haves.wait(self._clock()):
+            self.fail(FLOOD, "too many tellings of chunks")
+        else:
+            self._owner.have_from(self, message.model, first=self.haves.hear(message))
+
     def _on_credit(self, message: Credit) -> None:
         self.outgoing.grant(message.transfer, message.pieces)
         self._sender.wake()
@@ -307,6 +356,8 @@ class Session:
         self._sinks.gone(message.transfer)
 
     def _on_done(self, message: Done) -> None:
+        self.outgoing.forget(message.model)
+        self._sender.wake()  # it closes the file
         if message.model in self._unanswered:
             del self._unanswered[message.model]
             self._owner.done_by(self, message.model)
@@ -330,6 +381,7 @@ class Session:
         sent = self._pings.pop(message.number, None)
         if sent is not None:
             self.round_trip = self._clock() - sent
+            self.on_round_trip(self.round_trip)
 
 
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
@@ -339,6 +391,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     Offer: Session._on_offer,
     Want: Session._on_want,
     Fetch: Session._on_fetch,
+    Have: Session._on_have,
     Credit: Session._on_credit,
     Stop: Session._on_stop,
     Gone: Session._on_gone,

@@ -1,0 +1,402 @@
+"""Encoded model files: fewer bytes to send, decoded block by block as they are averaged.
+
+Strategy: an encoded file is a safetensors file that any tool opens, and only its large tensors are
+encoded, each for itself. First the numbers: as bfloat16, or as int8 with a scale for each GROUP of
+them. Then, with "+zstd", the bytes: each block of BLOCK decoded bytes becomes a zstd frame of its
+own, its bytes sorted by significance, as only the higher ones compress. So writing and reading hold
+one block, and no hostile frame can grow beyond it. What the tensors were stands in the metadata,
+and must agree with the manifest and with our own model.
+
+int8 rounds up or down by chance, so that the mean over models and epochs is right (stochastic
+rounding; Gupta et al. 2015, https://arxiv.org/abs/1502.02551). Unlike error feedback that needs no
+memory of what was sent. The bytes of each encoding: docs/protocol/manifest.md.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+import torch
+import zstandard
+from torch import Tensor
+
+from ..transport.manifest import RAW
+from . import weights
+from .errors import WeightsError
+from .weights import Entry, Reader
+
+BLOCK: Final = 1024 * 1024
+"""Bytes of a decoded tensor that are handled at once: they stay in the processor's cache."""
+
+GROUP: Final = 256
+"""Numbers that share a scale: it costs a 64th of their bytes, and an outlier spoils no more."""
+
+LEAST: Final = 4096
+"""Numbers of a tensor that is worth encoding: biases and norms are small, and matter most."""
+
+ENCODING: Final = "p2pnode.encoding"
+TENSORS: Final = "p2pnode.tensors"
+"""Metadata: the encoding's name, and a schema's line for each encoded tensor."""
+
+SCALES: Final = ".scales"
+"""Added to a tensor's name: its scales."""
+
+NUMBERS: Final[Mapping[str, Mapping[torch.dtype, torch.dtype]]] = {
+    RAW: {},
+    "bf16": {torch.float32: torch.bfloat16},
+    "int8": dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.int8),
+}
+"""Which numbers become which. Who trains in float64 wants the digits; 8 bits are few already."""
+
+LENGTH: Final = 4
+"""Bytes of the length that stands before a compressed block."""
+
+LEVEL: Final = 1
+"""Of zstd."""
+
+SCALE_MOST: Final = torch.finfo(torch.float32).max / 128
+"""So that no 8-bit number times its scale overflows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """What one encoding makes of a tensor."""
+
+    name: str
+    numbers: Mapping[torch.dtype, torch.dtype]
+    zstd: bool
+
+    @classmethod
+    def of(cls, encoding: str) -> Self:
+        """The codec of one of transport.manifest.ENCODINGS."""
+        numbers, _, zstd = encoding.partition("+")
+        return cls(encoding, NUMBERS[numbers], bool(zstd))
+
+    def encodes(self, dtype: torch.dtype) -> bool:
+        """Whether anything is made of tensors of this type."""
+        return self.zstd or dtype in self.numbers
+
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """What the numbers of an encoded tensor are stored as."""
+        return self.numbers.get(dtype, dtype)
+
+    def scaled(self, dtype: torch.dtype) -> bool:
+        """Whether they have scales."""
+        return self.numbers.get(dtype) == torch.int8
+
+
+# ── blocks ───────────────────────────────────────────────────────────────────────────────────
+
+
+def quantize(block: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a flat block as int8, and the float32 scale of each GROUP of its numbers.
+
+    A number is less than one scale from its decoded one, and the same on average.
+    """
+    groups = torch.zeros(-(-len(block) // GROUP), GROUP)
+    groups.view(-1)[: len(block)].copy_(block)
+    scales = groups.abs().amax(dim=1).div_(127).clamp_(max=SCALE_MOST)
+    groups.div_(torch.where(scales > 0, scales, 1.0).unsqueeze(1))
+    groups.add_(torch.rand(groups.shape, generator=chance)).floor_().clamp_(-127, 127)
+    return groups.view(-1)[: len(block)].to(torch.int8), scales
+
+
+def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:
+    """Return the float32 numbers. Raises WeightsError for scales that no sender makes."""
+    if not bool(((scales >= 0) & (scales <= SCALE_MOST)).all()):
+        raise WeightsError("a scale is negative, too large or no number")
+    groups = torch.zeros(len(scales), GROUP)
+    groups.view(-1)[: len(numbers)].copy_(numbers)
+    return groups.mul_(scales.unsqueeze(1)).view(-1)[: len(numbers)]
+
+
+def compress(block: Tensor, zstd: zstandard.ZstdCompressor) -> bytes:
+    """Return a block's length and frame; its plain bytes where a frame has no fewer."""
+    columns = block.view(torch.uint8).view(-1, block.itemsize).t().contiguous()
+    plain = weights.data(columns)
+    frame = zstd.compress(plain)
+    kept = frame if len(frame) < len(plain) else bytes(plain)
+    return len(kept).to_bytes(LENGTH, "little") + kept
+
+
+def decompress(data: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    """Return the block of `count` numbers in these bytes (uint8). Raises WeightsError."""
+    size, plain = count * dtype.itemsize, data
+    if len(data) < size:
+        plain = torch.empty(size, dtype=torch.uint8)
+        plain.numpy().data[:] = _inflate(data.numpy().data, size)
+    return plain.view(dtype.itemsize, count).t().contiguous().view(-1).view(dtype)
+
+
+def _inflate(frame: memoryview, size: int) -> memoryview:
+    """Raises WeightsError unless a frame says and holds exactly so many bytes, and nothing more."""
+    try:
+        if zstandard.frame_content_size(frame) != size:
+            raise WeightsError("a zstd frame isn't of its block's size")
+        zstd = zstandard.ZstdDecompressor(max_window_size=BLOCK)
+        plain = zstd.decompress(frame, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise WeightsError(f"a zstd frame is damaged ({error})") from None
+    if len(plain) != size:
+        raise WeightsError("a zstd frame isn't of the size that it says")
+    return memoryview(plain)
+
+
+def _spans(count: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+    """Yield (first number, past the last) of each block of a tensor."""
+    step = BLOCK // dtype.itemsize
+    for start in range(0, count, step):
+        yield start, min(start + step, count)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+
+def save(path: Path, state: Mapping[str, Tensor], encoding: str, seed: int) -> int:
+    """Write a model so that the file appears whole; return its size in bytes.
+
+    `seed` is of the rounding. Raises WeightsError for tensors that a file can't hold, OSError.
+    """
+    if encoding == RAW:
+        return weights.save(path, state)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            _Writer(file, weights.check(state), Codec.of(encoding), seed).write()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+class _Writer:
+    """Writes one encoded file."""
+
+    def __init__(
+        self, file: BinaryIO, state: Mapping[str, Tensor], codec: Codec, seed: int
+    ) -> None:
+        self._file, self._state, self._codec = file, state, codec
+        self._aliases = weights.tied(state)
+        self._names = sorted(state.keys() - self._aliases)
+        self._encoded = {name for name in self._names if self._fits(name)}
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL)
+        self._chance = torch.Generator().manual_seed(seed)
+
+    def _fits(self, name: str) -> bool:
+        """Whether a tensor is large, and nothing else has the name of its scales."""
+        tensor = self._state[name]
+        fits = tensor.numel() >= LEAST and self._codec.encodes(tensor.dtype)
+        return fits and name + SCALES not in self._state
+
+    def write(self) -> None:
+        """Write tensors first and the header last: compressed sizes aren't known before.
+
+        The header's room is what it would need if nothing shrank.
+        """
+        entries = weights.placed(dict(entry for name in self._names for entry in self._plan(name)))
+        room, place = len(weights.header(entries, self._metadata())), 0
+        scales = {
+            name: entries[name + SCALES].start for name in self._encoded if self._scaled(name)
+        }
+        for name, entry in entries.items():
+            self._file.seek(room + place)
+            if name in self._encoded:
+                nbytes = self._encode(name, room + scales.get(name, 0))
+                shape = (nbytes,) if self._codec.zstd else entry.shape
+            else:
+                nbytes, shape = entry.nbytes, entry.shape
+                if name in self._state:
+                    self._file.write(weights.data(self._state[name]))
+            entries[name] = Entry(entry.dtype, shape, place, nbytes)
+            place += nbytes
+        self._file.seek(0)
+        self._file.write(weights.header(entries, self._metadata(), room))
+
+    def _scaled(self, name: str) -> bool:
+        return self._codec.scaled(self._state[name].dtype)
+
+    def _plan(self, name: str) -> Iterator[tuple[str, Entry]]:
+        """Yield what a tensor becomes in the file, a compressed one as if it didn't shrink."""
+        tensor = self._state[name]
+        shape, count, dtype = tuple(tensor.shape), tensor.numel(), tensor.dtype
+        if name in self._encoded:
+            stored = self._codec.stored(dtype)
+            if self._scaled(name):
+                groups = -(-count // GROUP)
+                yield name + SCALES, Entry(torch.float32, (groups,), 0, 4 * groups)
+            if self._codec.zstd:
+                most = count * stored.itemsize + LENGTH * len(list(_spans(count, dtype)))
+                stored, shape, count = torch.uint8, (most,), most
+            dtype = stored
+        yield name, Entry(dtype, shape, 0, count * dtype.itemsize)
+
+    def _metadata(self) -> dict[str, str]:
+        lines = (
+            weights.line(name, self._state[name].dtype, self._state[name].shape)
+            for name in sorted(self._encoded)
+        )
+        return {ENCODING: self._codec.name, TENSORS: "\n".join(lines), **self._aliases}
+
+    def _encode(self, name: str, scales_place: int) -> int:
+        """Write a tensor's blocks here and its scales there; return the bytes of the blocks."""
+        tensor, written, scales = self._state[name].detach(), 0, []
+        flat = tensor.reshape(-1)  # a view if the tensor is contiguous, else a copy
+        for start, end in _spans(len(flat), tensor.dtype):
+            block = flat[start:end].cpu().resolve_conj().resolve_neg()
+            if self._scaled(name):
+                block, scale = quantize(block, self._chance)
+                scales.append(scale)
+            else:
+                block = _rounded(block, self._codec.stored(tensor.dtype))
+            data = compress(block, self._zstd) if self._codec.zstd else weights.data(block)
+            written += self._file.write(data)
+        if scales:
+            self._file.seek(scales_place)
+            self._file.write(weights.data(torch.cat(scales)))
+        return written
+
+
+def _rounded(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers as another type, the largest finite ones still finite."""
+    if dtype == block.dtype:
+        return block
+    most = torch.finfo(dtype).max
+    return block.clamp(-most, most).to(dtype)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Decoder:
+    """An open model file as what it was before it was encoded.
+
+    `entries` has every tensor by name with its decoded type, shape and `nbytes` (their `start`
+    means nothing); `aliases` as in weights.Reader. `encoding` is what the manifest says. Raises
+    WeightsError where the file says something else or can't be right, OSError where there is none.
+    """
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        self._codec = Codec.of(encoding)
+        self._reader = Reader(path)
+        self._frames: dict[str, array[int]] = {}
+        try:
+            self._read_metadata(encoding)
+        except WeightsError:
+            self.close()
+            raise
+        except ValueError as error:
+            self.close()
+            raise WeightsError(f"{path.name}: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def _read_metadata(self, encoding: str) -> None:
+        metadata = self._reader.metadata
+        if (said := metadata.get(ENCODING, RAW)) != encoding:
+            raise WeightsError(f"the file says that it is {said!r}, its manifest {encoding!r}")
+        lines = metadata.get(TENSORS, "").split("\n") if encoding != RAW else []
+        self._encoded = dict(map(weights.parse_line, filter(None, lines)))
+        own = {
+            name: e for name, e in self._reader.aliases.items() if name not in (ENCODING, TENSORS)
+        }
+        names = self._reader.entries.keys() - self._reader.aliases
+        for name, entry in self._encoded.items():
+            self._check(name, entry, names)
+        scales = {name + SCALES for name, e in self._encoded.items() if self._codec.scaled(e.dtype)}
+        plain = {name: self._reader.entries[name] for name in names - scales}
+        self.aliases = {alias: name for alias, name in own.items() if name in plain}
+        self.entries = plain | self._encoded
+        self.entries |= {alias: self.entries[name] for alias, name in self.aliases.items()}
+
+    def _check(self, name: str, decoded: Entry, names: Set[str]) -> None:
+        """Whether what lies in the file can be this tensor, encoded."""
+        codec, count = self._codec, decoded.nbytes // decoded.dtype.itemsize
+        stored = (codec.stored(decoded.dtype), decoded.shape)
+        if codec.zstd:
+            stored = (torch.uint8, self._shape(name)[:1])
+        good = codec.encodes(decoded.dtype) and self._is(name, names, *stored)
+        if codec.scaled(decoded.dtype):
+            good = good and self._is(name + SCALES, names, torch.float32, (-(-count // GROUP),))
+        if not good:
+            raise WeightsError(f"{name!r} isn't what {codec.name} makes of it")
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self._reader.entries[name].shape if name in self._reader.entries else ()
+
+    def _is(self, name: str, names: Set[str], dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+        entries = self._reader.entries
+        return name in names and (entries[name].dtype, entries[name].shape) == (dtype, shape)
+
+    def schema(self) -> list[str]:
+        """Describe the decoded model in the same lines as `weights.schema` does."""
+        return weights.lines(self.entries, self.aliases)
+
+    def blocks(self, name: str) -> int:
+        """How many blocks a tensor has."""
+        return -(-self.entries[name].nbytes // BLOCK)
+
+    def block(self, name: str, number: int, buffer: Tensor) -> Tensor:
+        """Return a block of a tensor, flat and decoded. Raises WeightsError, OSError.
+
+        `buffer` is BLOCK bytes (uint8) that the block may lie in: use it before the next.
+        """
+        entry = self.entries[name]
+        step = BLOCK // entry.dtype.itemsize
+        count = min(step, entry.nbytes // entry.dtype.itemsize - number * step)
+        if name in self._encoded or self.aliases.get(name) in self._encoded:
+            return self._decode(self.aliases.get(name, name), number, count, buffer)
+        raw = buffer[: count * entry.dtype.itemsize]
+        self._reader.read(name, number * BLOCK, raw)
+        return raw.view(entry.dtype)
+
+    def _decode(self, name: str, number: int, count: int, buffer: Tensor) -> Tensor:
+        dtype = self._encoded[name].dtype
+        stored, first = self._codec.stored(dtype), number * (BLOCK // dtype.itemsize)
+        if self._codec.zstd:
+            numbers = decompress(self._frame(name, number, buffer), stored, count)
+        else:
+            raw = buffer[: count * stored.itemsize]
+            self._reader.read(name, first * stored.itemsize, raw)
+            numbers = raw.view(stored)
+        if not self._codec.scaled(dtype):
+            return numbers.to(dtype)
+        scales = torch.empty(-(-count // GROUP))
+        self._reader.read(name + SCALES, first // GROUP * 4, scales.view(torch.uint8))
+        return dequantize(numbers, scales).to(dtype)
+
+    def _frame(self, name: str, number: int, buffer: Tensor) -> Tensor:
+        if name not in self._frames:
+            self._frames[name] = self._find_frames(name)
+        start, end = self._frames[name][number : number + 2]
+        frame = buffer[: end - start - LENGTH]
+        self._reader.read(name, start + LENGTH, frame)
+        return frame
+
+    def _find_frames(self, name: str) -> "array[int]":
+        """Return where each block starts, and the end. Raises WeightsError."""
+        total, entry = self._reader.entries[name].nbytes, self._encoded[name]
+        head, places = torch.empty(LENGTH, dtype=torch.uint8), array("q", [0])
+        itemsize = self._codec.stored(entry.dtype).itemsize
+        if LENGTH * self.blocks(name) > total:
+            raise WeightsError(f"{name!r} is too short for its blocks")
+        for start, end in _spans(entry.nbytes // entry.dtype.itemsize, entry.dtype):
+            if places[-1] + LENGTH > total:
+                break
+            self._reader.read(name, places[-1], head)
+            length = int.from_bytes(head.numpy().data, "little")
+            if not 1 <= length <= (end - start) * itemsize:
+                raise WeightsError(f"a block of {name!r} has a wrong length")
+            places.append(places[-1] + LENGTH + length)
+        if len(places) != self.blocks(name) + 1 or places[-1] != total:
+            raise WeightsError(f"the blocks of {name!r} aren't as long as all of it")
+        return places
