@@ -33,7 +33,7 @@ from .handshake import (
 from .identity import Identity
 from .link import Handlers, Service
 from .nat import holes
-from .sockets import NngLink, tune
+from .sockets import NngLink, keep_freed_memory, tune
 
 # A handshake is one and a half round trips; five seconds is slow even over a satellite.
 HANDSHAKE_SECONDS = 5.0
@@ -79,6 +79,7 @@ class TcpNetwork:
     """The real `Network`."""
 
     def __init__(self, identity: Identity, on_reject: OnReject = _ignore) -> None:
+        keep_freed_memory()
         self._identity = identity
         self._on_reject = on_reject
         self._strangers: Counter[str] = Counter()
@@ -92,7 +93,7 @@ class TcpNetwork:
         except (trio.BrokenResourceError, LinkClosed, OSError):
             raise HandshakeError("the other end closed during the handshake") from None
         finally:
-            stream.socket.close()
+            await trio.aclose_forcefully(stream)
 
     async def punch(self, local: Address, targets: Sequence[Address], expect: str) -> NngLink:
         """Connect with a peer that does the same now; raises DialError.
@@ -151,7 +152,7 @@ class TcpNetwork:
         finally:
             self._strangers[host] -= 1
             self._strangers += Counter()  # drops the zeros
-            stream.socket.close()  # at once: whoever is cancelled here would leave the link open
+            await trio.aclose_forcefully(stream)
         return None
 
     def _check_room(self, host: str) -> None:

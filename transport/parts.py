@@ -16,8 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from .buffers import Lease
-from .link import HEADER_SIZE, Piece
+from .link import PIECE_LIMIT, Piece
 from .manifest import Manifest
 
 # An offer waits until all of a model is digested, so two threads do it. More would take more of the
@@ -104,8 +103,7 @@ def digest_file(path: Path, chunk_size: int) -> tuple[int, bytes]:
 def _digest(file: FileIO, start: int, chunk_size: int, size: int) -> bytes:
     """The digest of the chunk that starts here in a file of this size."""
     digest, end = blake3(), min(start + chunk_size, size)
-    lease = Lease()
-    buffer = lease.memory[HEADER_SIZE:]
+    buffer = memoryview(bytearray(min(PIECE_LIMIT, end - start)))
     while start < end:
         read = os.preadv(file.fileno(), [buffer[: end - start]], start)
         if not read:
