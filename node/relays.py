@@ -274,7 +274,7 @@ class Relays:
 
     def _ended(self, kept: Kept) -> None:
         """A session is over: if it was our home's, there must be another at once."""
-        if kept.ending:
+        if kept.ending and kept.greeted:  # of one that was never of use `_complain` tells
             whose = "our relay" if kept is self._home else "relay"
             self._log("warning", f"lost {whose} {kept.place.address}: {kept.ending}")
         self._wake.set()

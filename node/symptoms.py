@@ -98,6 +98,10 @@ def _no_tracker(f: Findings, tracker: Met) -> Check:
         advice = f"is a tracker running on {host}, and is {port} its port?"
     elif "no such host" in tracker.why:
         advice = "is the name right, and does this machine have internet access?"
+    elif "is a peer" in tracker.why:
+        advice = f"is a member of the swarm there? Give it with --peer {tracker.address}"
+    elif "the other end" in tracker.why:
+        advice = f"is {port} the tracker's port, and is its p2pnode of this version?"
     else:
         advice = f"is the address right? A firewall may stop connections to port {port}"
     others = bool(f.met) or any(peer.seconds is not None for peer in f.peers) or _connected(f)

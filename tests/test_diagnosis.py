@@ -137,6 +137,18 @@ CASES: dict[str, tuple[Findings, bool, str, str]] = {
         "no such host",
         "Is the name right",
     ),
+    "a peer for a tracker": (
+        replace(PUBLIC, trackers=(Met(TRACKER, "the other end is a peer, not a tracker"),)),
+        False,
+        "the other end is a peer",
+        "Is a member of the swarm there? Give it with --peer 8.8.8.8:5555.",
+    ),
+    "something else for a tracker": (
+        replace(PUBLIC, trackers=(Met(TRACKER, "the other end does not speak p2pnode/1"),)),
+        False,
+        "does not speak p2pnode/1",
+        "Is 5555 the tracker's port, and is its p2pnode of this version?",
+    ),
     "one dead tracker of two": (
         replace(PUBLIC, trackers=(MET, Met(SECOND, "no connection in 4 s"))),
         True,
