@@ -46,7 +46,7 @@ style: $(VENV)/dev       ## let ruff mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/bench     ## make bench NAME=epoch|delivery|accuracy|startup|relay
+bench: $(VENV)/bench     ## make bench NAME=epoch|delivery|accuracy|startup|relay|…
 	$(BIN)/python bench/$(NAME).py $(ARGS)
 
 clean:           ## remove what make made

@@ -8,6 +8,7 @@ from learning import train
 
 from p2pnode.node import weights
 from p2pnode.node.averaging import Part, average
+from p2pnode.node.encoding import Decoder
 from p2pnode.node.learner import Learner
 from p2pnode.node.orders import Epoch, Model, Ready
 from p2pnode.node.shard import Shard
@@ -64,7 +65,7 @@ def _average_all(folder: Path, learners: list[Learner]) -> None:
     for path, learner in zip(paths, learners, strict=True):
         weights.save(path, learner.state())
     for learner in learners:
-        readers = [weights.Reader(path) for path in paths]
+        readers = [Decoder(path, "raw") for path in paths]
         average(learner.state(), 0.0, [Part(reader, 1 / len(readers)) for reader in readers])
         for reader in readers:
             reader.close()

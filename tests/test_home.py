@@ -208,7 +208,7 @@ def test_without_a_session_the_runtime_folder_is_the_temporary_one(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container or under cron."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / "gone"))
     monkeypatch.setattr(tempfile, "tempdir", str(runtime))
     assert local_peers() == 0
     assert (runtime / f"p2pnode-{os.getuid()}").is_dir()

@@ -64,7 +64,7 @@ def test_the_worker_sees_what_the_daemon_files(mailbox: Mailbox, tmp_path: Path)
     model = file(mailbox, 2, 7, age=3.5)
     path = tmp_path / "mailbox" / f"{ALICE}-7.safetensors"
     assert arrivals(tmp_path / "mailbox", {}) == [
-        Found(ALICE, 7, path, model.envelope.id.hex(), 3.5)
+        Found(ALICE, 7, path, model.envelope.id.hex(), 3.5, "raw")
     ]
 
 

@@ -363,6 +363,8 @@ class Session:
             self._owner.done_by(self, message.model)
 
     def _on_reject(self, message: Reject) -> None:
+        self.outgoing.forget(message.model)  # what is wrong with it may be mended in another file
+        self._sender.wake()  # it closes the file
         if message.model in self._unanswered:
             del self._unanswered[message.model]
             self._owner.rejected_by(self, message)
