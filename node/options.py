@@ -270,7 +270,7 @@ OPTIONS: Final = (
     Option(
         "encoding",
         choice(*ENCODINGS),
-        "int8+zstd",
+        "bf16+zstd",
         "how models are sent: bf16 rounds their numbers a little, int8 more; zstd packs the bytes",
         "Averaging",
     ),
