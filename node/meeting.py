@@ -180,9 +180,17 @@ class Meeting:
             if self._config.lan:
                 await nursery.start(self._lan.run, bound)
             task_status.started()
-            if not (self._config.tracker or self._config.peer or self._config.lan):
-                text = "this node looks for nobody: give it a --tracker, a --peer or --lan"
-                self._log("warning", f"{text}, unless others name it with --peer")
+            self._warn(bound)
+
+    def _warn(self, bound: Address) -> None:
+        """Say what in the settings keeps others away."""
+        if not (self._config.tracker or self._config.peer or self._config.lan):
+            text = "this node looks for nobody: give it a --tracker, a --peer or --lan"
+            self._log("warning", f"{text}, unless others name it with --peer")
+        hosts = self.presence.hosts
+        if bound.host == "0.0.0.0" and hosts and all(":" in host for host in hosts):
+            text = f"this machine has IPv6 addresses only: give --listen [::]:{bound.port}"
+            self._log("warning", text)
 
     async def leave(self) -> None:
         """Tell all trackers; the caller's scope says how long at most."""

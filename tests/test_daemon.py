@@ -14,6 +14,8 @@ from lab import identity
 from p2pnode.node.config import load
 from p2pnode.node.daemon import LEAVE_SECONDS, Node
 from p2pnode.node.home import Home
+from p2pnode.node.presence import Presence
+from p2pnode.transport.address import Address
 
 
 def test_stopping_does_not_wait_for_the_start(
@@ -80,3 +82,34 @@ def test_a_node_that_cannot_look_at_its_addresses(
 
     monkeypatch.setattr("ifaddr.get_adapters", none_left)
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("listen", "hosts", "warned"),
+    [
+        ("0.0.0.0:0", ("2001:db8::1",), True),
+        ("[::]:0", ("2001:db8::1",), False),
+        ("0.0.0.0:0", ("2001:db8::1", "192.168.0.7"), False),
+        ("0.0.0.0:0", (), False),
+    ],
+)
+def test_a_machine_with_ipv6_only(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    listen: str,
+    hosts: tuple[str, ...],
+    warned: bool,
+) -> None:
+    """Who listens where nobody can come is told what to write."""
+    monkeypatch.setattr(Presence, "hosts", hosts)
+
+    async def main() -> str:
+        config, _ = load({"home": str(tmp_path), "reach": "direct", "listen": listen}, {})
+        node = Node(config, identity(1), Home(tmp_path))
+        async with trio.open_nursery() as nursery:
+            await node.meeting.start(nursery)
+            await nursery.start(node.meeting.run, Address(config.listen.host, 6000))
+            nursery.cancel_scope.cancel()
+        return " ".join(event.text for event in node.board.events)
+
+    assert ("give --listen [::]:6000" in trio.run(main)) == warned

@@ -119,6 +119,14 @@ def test_hosts_are_forgotten() -> None:
     assert len(answers._hosts) <= HOSTS_LIMIT
 
 
+def test_forged_datagrams_cost_tcp_nothing() -> None:
+    """Nodes ask over TCP before they punch: nobody can use that up in their name."""
+    server = Server()
+    count(server._over_udp, host(1), 1000, 0.0)
+    assert count(server._over_udp, host(1), 1, 0.0) == 0
+    assert count(server._over_tcp, host(1), 1, 0.0) == 1
+
+
 # -- connections, in virtual time ------------------------------------------------------------------
 
 

@@ -78,14 +78,15 @@ class Server:
     """The sockets, and who is connected."""
 
     def __init__(self) -> None:
-        self._answers = Answers()
+        # UDP's senders can be forged: what they use up must not be missing to those over TCP.
+        self._over_udp, self._over_tcp = Answers(), Answers()
         self._connected: Counter[str] = Counter()
 
     async def datagrams(self, sock: trio.socket.SocketType) -> None:
         """Answer what comes over UDP."""
         while True:
             data, name = await sock.recvfrom(MESSAGE_LIMIT + 1)
-            answer = self._answers.to(data, _address(name), trio.current_time())
+            answer = self._over_udp.to(data, _address(name), trio.current_time())
             if answer is not None:
                 with contextlib.suppress(OSError):  # there is no way back to the sender
                     await sock.sendto(answer, name)
@@ -100,7 +101,7 @@ class Server:
 
     async def _converse(self, stream: trio.SocketStream, seen: Address) -> None:
         while True:
-            answer = self._answers.to(await read_message(stream), seen, trio.current_time())
+            answer = self._over_tcp.to(await read_message(stream), seen, trio.current_time())
             if answer is None:
                 return
             await stream.send_all(answer)
