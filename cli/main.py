@@ -15,7 +15,7 @@ from typing import Final
 from ..node.errors import ConfigError, HomeError, NodeError, ShardError, TaskError, leaves
 from ..node.status import printable
 from ..tracker.errors import TrackerError
-from ..transport.errors import AddressError, IdentityError, ListenError, TransportError
+from ..transport.errors import AddressError, IdentityError, ListenError, ShelfError, TransportError
 from .errors import CliError, UsageError
 from .parser import parse
 from .verbs import VERBS
@@ -33,6 +33,7 @@ MISTAKES: Final = (
     AddressError,
     IdentityError,
     ListenError,
+    ShelfError,
     UsageError,
 )
 """Those that the user can mend before starting again."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from lab import identity
 from p2pnode.transport import shelf as module
 from p2pnode.transport import wire
 from p2pnode.transport.admission import DISK, Offered, Refusal
+from p2pnode.transport.errors import ShelfError
 from p2pnode.transport.link import Piece
 from p2pnode.transport.manifest import EXPIRY
 from p2pnode.transport.messages import Run
@@ -445,3 +448,19 @@ def test_any_bytes_as_a_note(tmp_path_factory: pytest.TempPathFactory, data: byt
     (folder / f"{ALICE}-1.note").write_bytes(data)
     (folder / f"{ALICE}-1.model").write_bytes(b"x")
     assert not Place(folder).shelf.held()
+
+
+def test_a_folder_that_can_not_be_used(tmp_path: Path) -> None:
+    """One line says which, and what to do."""
+    (tmp_path / "relay").write_text("not a folder")
+    with pytest.raises(ShelfError, match="relay: Not a directory; remove what is there"):
+        Shelf(tmp_path / "relay", 10**9, time.time)
+
+
+def test_what_is_free_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk has, but for the reserve."""
+    shelf = Shelf(tmp_path, 10**9, time.time)
+    for free, left in ((RESERVE + 7, 7), (RESERVE, 0), (1, 0)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
+        assert shelf.free() == left

@@ -14,6 +14,7 @@
     │   ├── HandshakeError   connected, but it did not prove who it is
     │   └── LinkClosed       was connected, is no more
     ├── StunError            no usable answer from a STUN server
+    ├── ShelfError           a relay's folder can't be used
     ├── MappingError         a router that maps no port for us
     │   └── MappingRefused   it could, and doesn't want to
     ├── CallError            a call to punch a hole that is not heeded
@@ -91,6 +92,10 @@ class MappingError(TransportError):
 
 class MappingRefused(MappingError):
     """The router refuses to map a port for us."""
+
+
+class ShelfError(TransportError):
+    """The folder for the models that a relay holds can't be used."""
 
 
 class CallError(TransportError):

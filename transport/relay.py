@@ -118,6 +118,8 @@ class Relay:
         """Take models in and keep the shelf in order, until cancelled; links come to `serve`."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._intake.run)
+            if not self._shelf.free():
+                self._log("warning", "no model is held: the disk is full but for a reserve")
             nursery.start_soon(self._tidy_loop)
             nursery.start_soon(self._checker.run)
             task_status.started()

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .admission import DISK, Offered, Refusal
+from .errors import ShelfError
 from .manifest import EXPIRY
 from .messages import Run
 from .notes import SUFFIXES, Stored, remove, whole, write
@@ -52,12 +53,18 @@ class Part:
 
 
 class Shelf:
-    """The index of the models here; `space` is how many bytes they may take in all."""
+    """The index of the models here; `space` is how many bytes they may take in all.
+
+    Raises ShelfError where the folder can't be used.
+    """
 
     def __init__(self, folder: Path, space: int, wall: Callable[[], float]) -> None:
         self.space, self._folder, self._wall = space, folder, wall
         self._part_folder = folder / "part"
-        self._part_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._part_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShelfError(f"{folder}: {error.strerror}; remove what is there") from None
         self._lock = threading.Lock()  # models come in in threads, several at a time
         self._models: dict[str, Stored] = {}  # one of each author
         self._ids: dict[bytes, Held] = {}  # the same by envelope ID: clients ask often
@@ -78,6 +85,10 @@ class Shelf:
         parts, models = list(self._parts.values()), list(self._models.values())
         taken = sum(part.size for part in parts) + sum(self._replaced.copy().values())
         return taken + sum(stored.held.manifest.size for stored in models)
+
+    def free(self) -> int:
+        """Bytes that models may take of the disk now."""
+        return max(0, shutil.disk_usage(self._folder).free - RESERVE)
 
     def newest(self, peer: str) -> int:
         """The sequence number of a peer's model here; -1 for none."""
