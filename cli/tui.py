@@ -147,8 +147,8 @@ def summary(statuses: Sequence[tuple[str, NodeStatus]]) -> Table:
 
 
 def _summarise(table: Table, name: str, status: NodeStatus) -> None:
-    received = size(sum(peer.bytes_in for peer in status.peers))
-    sent = size(sum(peer.bytes_out for peer in status.peers))
+    received = size(status.relay_in + sum(peer.bytes_in for peer in status.peers))
+    sent = size(status.relay_out + sum(peer.bytes_out for peer in status.peers))
     once = [line(name), line(received), line(sent)]
     for epoch in status.history:
         who, into, out = once

@@ -84,6 +84,7 @@ class Board:
         self._seen: dict[str, int] = {}  # peer → the model of it that the worker looked at last
         self._dialled_in: set[str] = set()
         self._totals: Counter[tuple[str, str]] = Counter()  # bytes of sessions that are over
+        self._relay_in = self._relay_out = 0  # the same with relays
         self._rates: dict[tuple[str, str], Rate] = {}
         self._rates_before: dict[tuple[str, str], Rate] = {}
 
@@ -112,6 +113,11 @@ class Board:
             self._totals.clear()
         self._totals[session.peer, "in"] += session.bytes_in
         self._totals[session.peer, "out"] += session.bytes_out
+
+    def relay_parted(self, session: Session) -> None:
+        """Keep the byte counts of a session with a relay that is over."""
+        self._relay_in += session.bytes_in
+        self._relay_out += session.bytes_out
 
     def ready(self, report: orders.Ready) -> None:
         """The worker has loaded model and data."""
@@ -199,6 +205,8 @@ class Board:
             transfers=tuple(islice(self._transfers(exchange, now), TRANSFERS_LIMIT)),
             events=tuple(self.events),
             rejects=tuple(sorted(self.rejects.items())),
+            relay_in=self._relay_in + sum(s.bytes_in for s in exchange.relays.values()),
+            relay_out=self._relay_out + sum(s.bytes_out for s in exchange.relays.values()),
         )
 
     def _peers(

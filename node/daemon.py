@@ -190,6 +190,7 @@ class Node:
 
     def relay_parted(self, session: Session) -> None:
         """A session with a relay is over."""
+        self.board.relay_parted(session)
 
     def rejected(self, reason: str, peer: str, detail: str) -> None:
         """A peer's mistake: counted and shown."""

@@ -146,7 +146,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """All of a node. `public` is "" without a public address; `rejects` pairs a reason with how
+    """All of a node. `relay_in` and `relay_out` are bytes from and to relays, which are no peers';
+    `public` is "" without a public address; `rejects` pairs a reason with how
     often something was refused for it; history and events run from old to new.
     """
 
@@ -168,6 +169,8 @@ class NodeStatus:
     transfers: tuple[TransferStatus, ...] = ()
     events: tuple[Event, ...] = ()
     rejects: tuple[tuple[str, int], ...] = ()
+    relay_in: int = 0
+    relay_out: int = 0
 
     def to_bytes(self) -> bytes:
         """The deterministic CBOR map that `from_bytes` reads. Raises StatusError."""
@@ -226,6 +229,8 @@ def _node(f: Fields) -> NodeStatus:
         transfers=tuple(_transfer(each) for each in _maps(f, "transfers")),
         events=tuple(_event(each) for each in _maps(f, "events")),
         rejects=_rejects(f),
+        relay_in=f.integer("relay_in", default=0),
+        relay_out=f.integer("relay_out", default=0),
     )
 
 

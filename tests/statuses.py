@@ -135,6 +135,8 @@ def statuses(text: st.SearchStrategy[str] = _line) -> st.SearchStrategy[NodeStat
             st.builds(Event, _number, st.sampled_from(["info", "warning", "error"]), text), 50
         ),
         rejects=_some(st.tuples(text, _count)),
+        relay_in=_count,
+        relay_out=_count,
     )
 
 

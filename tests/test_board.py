@@ -283,6 +283,16 @@ def test_reachability() -> None:
     assert node.status().reachability == "reached by 1 peer"
 
 
+def test_bytes_through_relays() -> None:
+    """Of the sessions that there are, and of those that are over."""
+    node = Node()
+    node.relays["r"] = Session(peer_id(3), bytes_in=5, bytes_out=7)
+    over: Any = Session(peer_id(4), bytes_in=100, bytes_out=200)
+    node.board.relay_parted(over)
+    status = node.arrived()
+    assert (status.relay_in, status.relay_out) == (105, 207)
+
+
 def test_counts_of_peers_that_are_gone_are_bounded() -> None:
     """A stream of new identities doesn't fill the memory."""
     node = Node()
