@@ -42,6 +42,9 @@ REVIEW_SECONDS = 1.0
 # News of a peer make us dial it at once, so many times in a row and then so many a second: it could
 # send us to others' doors otherwise.
 NEWS_PER_SECOND, NEWS_BURST = 0.1, 3
+# An address that hasn't answered by then is mostly one that never will: dialling goes on, but the
+# models needn't wait for it.
+DETOUR_SECONDS = 1.5
 # Without a session for so long: it isn't about to dial us.
 UNCONNECTED_SECONDS = 5.0
 
@@ -273,17 +276,30 @@ class Peers:
         return self._clock() - began
 
     async def _reach(self, known: Known) -> Link | None:
-        """Dial it; if that fails, its models come through a relay while we punch."""
+        """Dial it; if that fails, punch. Meanwhile its models come through a relay."""
         link = None
         with trio.CancelScope() as known.trying:
-            link = await self._dial(known)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._detour_soon, known)
+                link = await self._dial(known)
+                nursery.cancel_scope.cancel()
             if link is None and known.peer not in self._exchange.sessions:
-                known.unreached = True
-                self._detours.unreached(known.peer, known.relays)
+                self._detour(known)
                 if self._detours.punch is not None:
                     link = await self._detours.punch(known.peer)
         known.trying = None
         return link
+
+    async def _detour_soon(self, known: Known) -> None:
+        await trio.sleep(DETOUR_SECONDS)
+        if known.peer not in self._exchange.sessions:
+            self._detour(known)
+
+    def _detour(self, known: Known) -> None:
+        """It can't be dialled: let its models come through a relay."""
+        if not known.unreached:
+            known.unreached = True
+            self._detours.unreached(known.peer, known.relays)
 
     async def _dial(self, known: Known) -> Link | None:
         """Dial its addresses, each a little after the one before; the first that answers counts."""

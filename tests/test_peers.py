@@ -22,6 +22,7 @@ from lab import Lab, identity
 from p2pnode.node import peers as module
 from p2pnode.node.listings import LAN, member
 from p2pnode.node.peers import (
+    DETOUR_SECONDS,
     FORGET_SECONDS,
     NEWS_BURST,
     RETRY_FIRST,
@@ -503,6 +504,21 @@ def test_the_local_network_s_addresses_come_first() -> None:
 # ── detours ──────────────────────────────────────────────────────────────────────────────────
 
 RELAY, OTHER_RELAY = (PeerAddress(CAROL, Address("10.0.0.9", port)) for port in (1, 2))
+
+
+def test_a_door_that_never_answers_keeps_no_model_waiting() -> None:
+    """While dialling goes on, the models come through a relay; no answer in time is needed."""
+
+    async def check(_lab: Lab, alice: Station, bob: Station) -> None:
+        alice.wire.holes.add(bob.address.host)
+        alice.hear_of(bob, relays=(RELAY,))
+        await trio.sleep(DETOUR_SECONDS - 0.1)
+        assert alice.helpers.unreached == {}
+        await trio.sleep(0.2)
+        assert alice.helpers.unreached == {BOB: (CAROL,)}
+        assert len(alice.wire.dials) == 1
+
+    stage(check)
 
 
 def test_who_cannot_be_dialled_comes_through_its_relays() -> None:
