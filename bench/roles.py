@@ -147,7 +147,7 @@ class Peer:
     async def publish(self, path: Path) -> None:
         """What a node does with a new model of its worker's: digest, sign, offer."""
         older = self.library.model
-        model = Model(1, 1.0, path, 1, None, None, None, ())
+        model = Model(1, 1.0, path, 1, None, None, None, (), "raw")
         make = partial(manifest_of, model, RUN, older, time.time())
         manifest = await trio.to_thread.run_sync(make)
         data = seal(self.identity, Kind.MANIFEST, manifest.to_bytes())

@@ -95,7 +95,7 @@ async def _publish(peer: roles.Peer, mailbox: Any, path: Path) -> None:
     from p2pnode.node.training import manifest_of
     from p2pnode.transport.envelope import Kind, seal
 
-    model = Model(1, 1.0, path, 1, None, None, None, ())
+    model = Model(1, 1.0, path, 1, None, None, None, (), "raw")
     make = partial(manifest_of, model, roles.RUN, None, time.time())
     manifest = await trio.to_thread.run_sync(make)
     data = seal(peer.identity, Kind.MANIFEST, manifest.to_bytes())
