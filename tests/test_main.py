@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import reference
 import trio
+from asking import mapped_tcp
 
 from p2pnode.cli import verbs
 from p2pnode.cli.main import FAILED, INTERRUPTED, MISTAKE, OK, main
@@ -29,7 +30,6 @@ from p2pnode.transport.address import Address
 from p2pnode.transport.errors import LinkClosed
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.messages import RELAY_RUN, Hello, to_bytes
-from p2pnode.transport.nat.stun import mapped_tcp
 from p2pnode.transport.network import TcpNetwork
 
 STATUS = NodeStatus(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import natlab
 import pytest
 import trio
+from asking import mapped_tcp
 from natlab import STUN_PORT, Host, Kind, NatLab
 from natlab_machines import run
 
@@ -60,7 +61,7 @@ async def until_it_answers(server: Address) -> None:
     with trio.fail_after(natlab.PATIENCE):
         while True:
             with contextlib.suppress(StunError):
-                await stun.mapped_tcp(server, Address("0.0.0.0", 0))
+                await mapped_tcp(server, Address("0.0.0.0", 0))
                 return
             await trio.sleep(0.02)
 
@@ -93,7 +94,7 @@ def test_no_nat(lab: NatLab) -> None:
     there, here = Address(server.address6, STUN_PORT), Address("::", 6000)
     with host.inside():
         assert trio.run(stun.udp_behaviour, [there], here).kind is MappingKind.NO_NAT
-        assert trio.run(stun.mapped_tcp, there, here) == Address(host.address6, 6000)
+        assert trio.run(mapped_tcp, there, here) == Address(host.address6, 6000)
 
 
 def test_udp_that_is_blocked(lab: NatLab) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from asking import mapped_tcp
 from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
@@ -420,7 +421,7 @@ def test_a_listening_port_asks_where_it_is() -> None:
             ours = Address(*listener.getsockname())
             async with tcp_server(honest) as server:
                 for _ in range(3):
-                    assert await stun.mapped_tcp(server, ours) == ours
+                    assert await mapped_tcp(server, ours) == ours
 
     trio.run(main)
 
@@ -486,7 +487,7 @@ def test_a_server_that_is_none(
     async def main() -> None:
         async with tcp_server(behave) as server:
             with pytest.raises(StunError, match=f"{server}: .*({said})"):
-                await stun.mapped_tcp(server, ANYWHERE)
+                await mapped_tcp(server, ANYWHERE)
 
     trio.run(main)
 
@@ -496,11 +497,11 @@ def test_nobody_there_and_a_port_that_is_taken() -> None:
 
     async def main() -> None:
         with pytest.raises(StunError, match=r"127.0.0.1:1: connection refused"):
-            await stun.mapped_tcp(Address("127.0.0.1", 1), ANYWHERE)
+            await mapped_tcp(Address("127.0.0.1", 1), ANYWHERE)
         with socket.create_server(("127.0.0.1", 0)) as holder:
             taken = Address(*holder.getsockname())
             with pytest.raises(StunError, match=f"{taken}: address already in use"):
-                await stun.mapped_tcp(Address("127.0.0.1", 1), taken)
+                await mapped_tcp(Address("127.0.0.1", 1), taken)
 
     trio.run(main)
 
@@ -524,9 +525,9 @@ def test_names() -> None:
         trio.socket.set_custom_hostname_resolver(Resolver())
         async with tcp_server(honest) as server:
             named, none = (Address(f"{name}.example", server.port) for name in ("stun", "none"))
-            assert (await stun.mapped_tcp(named, ANYWHERE)).host == "127.0.0.1"
+            assert (await mapped_tcp(named, ANYWHERE)).host == "127.0.0.1"
             with pytest.raises(StunError, match=r"none.example:.*: no such host"):
-                await stun.mapped_tcp(none, ANYWHERE)
+                await mapped_tcp(none, ANYWHERE)
             found = await stun.tcp_behaviour([none, named], ANYWHERE)
             assert found.kind is MappingKind.NO_NAT
             found = await stun.udp_behaviour([none], ANYWHERE)
@@ -544,7 +545,7 @@ def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         server, local = Address("127.0.0.1", 3478), Address("127.0.0.1", 0)
         with pytest.raises(StunError, match="too many open files"):
-            await stun.mapped_tcp(server, local)
+            await mapped_tcp(server, local)
         with pytest.raises(StunError, match="too many open files"):
             await stun.udp_behaviour([server], local)
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from asking import mapped_tcp
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
@@ -242,7 +243,7 @@ def test_one_port_over_udp_and_tcp(where: str) -> None:
 
     async def main() -> None:
         async with serving(anywhere) as server:
-            assert (await stun.mapped_tcp(server, anywhere)).host == where
+            assert (await mapped_tcp(server, anywhere)).host == where
             for ask in (stun.udp_behaviour, stun.tcp_behaviour):
                 assert (await ask([server], anywhere)).kind is MappingKind.NO_NAT
         async with serving(server) as again:
@@ -322,6 +323,6 @@ def test_any_free_port_is_free_for_both() -> None:
         trio.socket.set_custom_socket_factory(busy)
         async with serving(ANYWHERE) as server:
             assert busy.made == 2
-            assert (await stun.mapped_tcp(server, ANYWHERE)).host == "127.0.0.1"
+            assert (await mapped_tcp(server, ANYWHERE)).host == "127.0.0.1"
 
     trio.run(main)

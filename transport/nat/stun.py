@@ -45,12 +45,6 @@ _RESET: Final = struct.pack("ii", 1, 0)
 Found: TypeAlias = dict[Address, Binding]
 
 
-async def mapped_tcp(server: Address, local: Address) -> Address:
-    """From where a server sees a TCP connection from `local`. Raises StunError."""
-    async with tcp_binding(server, local) as binding:
-        return binding.mapped
-
-
 @contextlib.asynccontextmanager
 async def tcp_binding(server: Address, local: Address) -> AsyncIterator[Binding]:
     """What a server says of a TCP connection from `local`, which stays open in the block.
