@@ -22,12 +22,11 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from figures import Report, table
 from ours import receive_p2pnode, send_p2pnode
+from processes import made, start
 from rivals import (
     Cost,
     Place,
@@ -76,9 +75,9 @@ class Pair:
         send, receive = WAYS[way]
         self.seconds: list[float] = []
         self.costs: dict[str, list[Cost]] = {"sender": [], "receiver": []}
-        self._receiver = _start(receive, Place(model, _made(folder / f"{way} receiver")))
+        self._receiver = start(receive, Place(model, made(folder / f"{way} receiver")))
         port = self._receiver.recv()
-        self._sender = _start(send, Place(model, _made(folder / f"{way} sender")), port)
+        self._sender = start(send, Place(model, made(folder / f"{way} sender")), port)
 
     def round(self, number: int) -> None:
         """Deliver the model once; round 0 only warms up."""
@@ -103,18 +102,6 @@ class Pair:
         """Let both processes end."""
         self._sender.send(0)
         self._receiver.send(0)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _start(role: Role, *arguments: Any) -> Connection:
-    ours, theirs = multiprocessing.Pipe()
-    multiprocessing.Process(target=role, args=(theirs, *arguments), daemon=True).start()
-    theirs.close()
-    return ours
 
 
 def make_model(path: Path, nbytes: int) -> None:

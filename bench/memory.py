@@ -21,6 +21,7 @@ from typing import Any
 from delivery import make_model
 from figures import Report
 from ours import Peer, Watch
+from processes import made, start
 from rivals import Meter, Place
 
 # By how much a node may grow, in MB, whatever the size and the number of the models; a worker by
@@ -98,9 +99,9 @@ def receiver(control: Connection, place: Place, addresses: list[tuple[str, int]]
 
 def fetch(model: Path, folder: Path, count: int) -> tuple[float, float]:
     """By how many MB the receiver grew, and how long it took."""
-    first, others = _start(authors, Place(model, _made(folder / "authors")), count), []
+    first, others = start(authors, Place(model, made(folder / "authors")), count), []
     others = [first.recv() for _ in range(count)]
-    second = _start(receiver, Place(model, _made(folder / "receiver")), others)
+    second = start(receiver, Place(model, made(folder / "receiver")), others)
     second.recv()
     first.send("go")
     grown, seconds = second.recv()
@@ -128,18 +129,6 @@ def average(control: Connection, model: Path, others: list[Path]) -> None:
     control.send(meter.cost().grown / 1e6)
 
 
-def _start(role: Any, *arguments: Any) -> Connection:
-    ours, theirs = multiprocessing.Pipe()
-    multiprocessing.Process(target=role, args=(theirs, *arguments), daemon=True).start()
-    theirs.close()
-    return ours
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -164,7 +153,7 @@ def main() -> None:
             others = [model] if count == 1 else _copies(model, folder, count)
             most = args.megabytes + GROWTH
             label = f"averaging {count} × {args.megabytes} MB: the worker grew"
-            grown = _start(average, model, others).recv()
+            grown = start(average, model, others).recv()
             report.figure(f"averaging_{count}_mb", label, grown, "MB", digits=1, at_most=most)
     report.show()
 

@@ -25,6 +25,7 @@ from chart import Line, Panel, chart
 from delivery import OURS, make_model, measure
 from figures import Report, table
 from ours import Peer, Watch
+from processes import made, start
 from rivals import HOST, Meter, Place
 
 # A straight line may rise so much steeper than 1 and still be linear: the noise of a busy machine.
@@ -112,11 +113,9 @@ def deliver(nodes: int, megabytes: int, rounds: int) -> Row:
         maker = multiprocessing.Process(target=make_model, args=(model, megabytes * 10**6))
         maker.start()
         maker.join()
-        first = _start(author, Place(model, _made(folder / "author")), nodes - 1)
+        first = start(author, Place(model, made(folder / "author")), nodes - 1)
         port = first.recv()
-        others = [
-            _start(reader, Place(model, _made(folder / f"{n}")), port) for n in range(1, nodes)
-        ]
+        others = [start(reader, Place(model, made(folder / f"{n}")), port) for n in range(1, nodes)]
         costs = [_round(first, others, number) for number in range(1, rounds + 2)][1:]
         for control in (first, *others):
             control.send(0)
@@ -137,18 +136,6 @@ def _ask(others: list[Connection], number: int) -> list[tuple[float, float]]:
     for control in others:
         control.send(number)
     return [control.recv() for control in others]
-
-
-def _start(role: Any, *arguments: Any) -> Connection:
-    ours, theirs = multiprocessing.Pipe()
-    multiprocessing.Process(target=role, args=(theirs, *arguments), daemon=True).start()
-    theirs.close()
-    return ours
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def size(megabytes: int, rounds: int) -> Row:
