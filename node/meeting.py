@@ -62,66 +62,24 @@ class Meeting:
         chance: random.Random,
         log: Log,
     ) -> None:
-        self._config, self._exchange, self._clock, self._log = config, exchange, clock, log
+        self._config, self._identity, self._network = config, identity, network
+        self._exchange, self._log = exchange, log
+        self._clock, self._wall, self._chance = clock, wall, chance
         secret = identity.sign(b"p2pnode/1 mapping")
         self._direct, self._mapped = Direct(config.public), Mapped(secret=secret, chance=chance)
         self._punched = Punched(self._stuns, needed=self._behind_nat, clock=clock)
-        self.relays = Relays(
-            network,
-            exchange,
-            clock=clock,
-            chance=chance,
-            log=log,
-            needed=self._needs_relay,
-            news=lambda: self.presence.announce(),
-        )
-        self.puncher = Puncher(
-            network,
-            identity,
-            config.swarm,
-            self._punched,
-            trackers=lambda: self.presence.couriers(),
-            guesses=lambda: (*self.presence.guesses(), *self.presence.addresses()),
-            knows=self._would_meet,
-            on_link=exchange.serve,
-            wall=wall,
-            log=log,
-        )
-        self.presence = Presence(
-            config,
-            identity,
-            network,
-            Ways(self._direct, self._used(), self._relaying),
-            Ears(self._on_call, self.relays.offered, self._moved),
-            clock=clock,
-            wall=wall,
-            chance=chance,
-            log=log,
-        )
-        self.peers = Peers(
-            network,
-            exchange,
-            clock=clock,
-            chance=chance,
-            answering=self.presence.answering,
-            log=log,
-            detours=self._detours(),
-        )
-        self._gossip = Gossip(
-            identity.peer_id,
-            config.swarm,
-            self.peers,
-            own=self.presence.record,
-            clock=clock,
-            chance=chance,
-        )
+        self.relays = self._make_relays()
+        self.puncher = self._make_puncher()
+        self.presence = self._make_presence()
+        self.peers = self._make_peers()
+        self._gossip = self._make_gossip()
         self._introducers = Introducers(
             network, exchange, config.peer, clock=clock, chance=chance, log=log
         )
         self._lan = Lan(
             identity.peer_id, config.swarm, self.peers, hosts=lambda: self.presence.hosts, log=log
         )
-        self._relay = self._own_relay(folder, wall, chance) if config.relay else None
+        self._relay = self._make_relay(folder) if config.relay else None
 
     # -- what it is made of ------------------------------------------------------------------------
 
@@ -145,13 +103,72 @@ class Meeting:
     def _uses(self, way: Reach) -> bool:
         return way.name in self._config.reach
 
-    def _own_relay(self, folder: Path, wall: Callable[[], float], chance: random.Random) -> Relay:
+    def _make_relays(self) -> Relays:
+        return Relays(
+            self._network,
+            self._exchange,
+            clock=self._clock,
+            chance=self._chance,
+            log=self._log,
+            needed=self._needs_relay,
+            news=lambda: self.presence.announce(),
+        )
+
+    def _make_puncher(self) -> Puncher:
+        return Puncher(
+            self._network,
+            self._identity,
+            self._config.swarm,
+            self._punched,
+            trackers=lambda: self.presence.couriers(),
+            guesses=lambda: (*self.presence.guesses(), *self.presence.addresses()),
+            knows=self._would_meet,
+            on_link=self._exchange.serve,
+            wall=self._wall,
+            log=self._log,
+        )
+
+    def _make_presence(self) -> Presence:
+        return Presence(
+            self._config,
+            self._identity,
+            self._network,
+            Ways(self._direct, self._used(), self._relaying),
+            Ears(self._on_call, self.relays.offered, self._moved),
+            clock=self._clock,
+            wall=self._wall,
+            chance=self._chance,
+            log=self._log,
+        )
+
+    def _make_peers(self) -> Peers:
+        return Peers(
+            self._network,
+            self._exchange,
+            clock=self._clock,
+            chance=self._chance,
+            answering=self.presence.answering,
+            log=self._log,
+            detours=self._detours(),
+        )
+
+    def _make_gossip(self) -> Gossip:
+        return Gossip(
+            self._identity.peer_id,
+            self._config.swarm,
+            self.peers,
+            own=self.presence.record,
+            clock=self._clock,
+            chance=self._chance,
+        )
+
+    def _make_relay(self, folder: Path) -> Relay:
         return Relay(
-            Shelf(folder, self._config.relay_space, wall),
+            Shelf(folder, self._config.relay_space, self._wall),
             admits=lambda peer, swarm: swarm == self._config.swarm,
             clock=self._clock,
-            wall=wall,
-            chance=chance,
+            wall=self._wall,
+            chance=self._chance,
             log=self._log,
             limits=self._exchange.limits,
         )
