@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .encoding import BLOCK, Decoder
+from .codec import BLOCK
+from .encoding import Decoder
 from .errors import WeightsError
 from .weights import tied
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from p2pnode.node import averaging, encoding, weights
 from p2pnode.node.averaging import Part, average, mean_age, shares
-from p2pnode.node.encoding import BLOCK, Decoder
+from p2pnode.node.codec import BLOCK
+from p2pnode.node.encoding import Decoder
 from p2pnode.node.errors import WeightsError
 from p2pnode.node.weights import DTYPES
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from test_weights import same_bits, states
 from torch import Tensor
 
-from p2pnode.node import averaging, encoding, weights
+from p2pnode.node import averaging, codec, weights
 from p2pnode.node.averaging import Part, average
-from p2pnode.node.encoding import BLOCK, GROUP, LEAST, Codec, Decoder, dequantize, quantize, save
+from p2pnode.node.codec import BLOCK, GROUP, LEAST, Codec, dequantize, quantize
+from p2pnode.node.encoding import Decoder, save
 from p2pnode.node.errors import WeightsError
 from p2pnode.node.training import ENCODED_MORE
 from p2pnode.node.weights import DTYPES
@@ -224,7 +225,7 @@ def test_encoded_models_are_averaged(tmp_path: Path) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], name: str, *lines: str) -> Path:
-    about = {encoding.ENCODING: name, encoding.TENSORS: "\n".join(lines)}
+    about = {codec.ENCODING: name, codec.TENSORS: "\n".join(lines)}
     weights.write(path, tensors, about)
     return path
 

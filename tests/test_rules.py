@@ -148,7 +148,7 @@ def test_cores_know_no_world(module: Module) -> None:
     assert "open" not in _called(module)
 
 
-IN_THE_WORKER = {"averaging", "checkpoint", "encoding", "learner", "merging", "mnist"}
+IN_THE_WORKER = {"averaging", "checkpoint", "codec", "encoding", "learner", "merging", "mnist"}
 IN_THE_WORKER |= {"session", "task", "weights"}
 ON_SCREEN = {"demo", "doctor", "layout", "lines", "network", "panels", "screens", "tui"}
 ONLY = [
