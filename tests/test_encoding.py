@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_weights import same_bits, states
 from torch import Tensor
 
-from p2pnode.node import averaging, codec, weights
+from p2pnode.node import averaging, codec, encoding, weights
 from p2pnode.node.averaging import Part, average
 from p2pnode.node.codec import BLOCK, GROUP, LEAST, Codec, dequantize, quantize
 from p2pnode.node.encoding import Decoder, save
