@@ -11,8 +11,8 @@ from models import manifest
 
 from p2pnode.transport import sources
 from p2pnode.transport.manifest import CHUNK_LEAST, chunk_size_for
-from p2pnode.transport.sources import Sources
-from p2pnode.transport.transfer import RENEW, WINDOW, Chunk, Download
+from p2pnode.transport.sources import LONE_MOST, QUICK, Sources
+from p2pnode.transport.transfer import RENEW, Chunk, Download
 
 CHUNKS = 100
 MODEL = bytes(32)
@@ -59,13 +59,17 @@ def test_a_small_model_comes_from_one_source() -> None:
     assert asked(found) == {"bob": (1 << sources.FEW) - 1}
 
 
-def test_one_alone_is_asked_for_more_at_a_time() -> None:
-    """A window as wide as for a small model, in steps; two share it."""
+def test_one_alone_is_asked_for_more_the_quicker_it_is() -> None:
+    """Twice as much after each quick answer, up to a limit; a slow one starts anew."""
     found = made()
     found.offered("author", "author", 0, spared=True)
-    asks = [ask for _, ask in found.asks(0)]
-    assert [ask.left for ask in asks] == [RENEW] * (WINDOW // RENEW)
-    assert asked(found) == {}
+    sizes = []
+    for now in (0.0, 0.0, 0.0, QUICK):
+        sizes.append(max(ask.left for _, ask in found.asks(0.0)))
+        assert asked(found) == {}
+        answer(found, "author", now)
+    assert sizes == [RENEW, 4 * RENEW, LONE_MOST, LONE_MOST]
+    assert found.all["author"].step == RENEW
 
 
 def test_what_others_have_is_asked_of_them() -> None:
@@ -231,7 +235,7 @@ def test_whatever_sources_do_the_model_comes(seed: int, count: int) -> None:
             found.offered("author", "author", now, spared=True)
         asked(found, now)
         for who, source in list(found.all.items()):
-            assert source.load <= WINDOW
+            assert source.load <= LONE_MOST + RENEW
             match chance.random():
                 case x if x < 0.05 and who != "author":
                     found.lapsed(who)

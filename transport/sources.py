@@ -28,7 +28,7 @@ from typing import Generic, TypeVar
 from blake3 import blake3
 
 from .link import PIECE_LIMIT
-from .transfer import RENEW, WINDOW, Ask, Download
+from .transfer import RENEW, Ask, Download
 
 # Models of no more chunks come from one source: they are through before others have something to
 # give. Shared among ten, one of 8 MB took twice as long, and its author still sent 5 copies
@@ -37,6 +37,10 @@ FEW = 32
 # Pieces asked of one source at a time, and under way from it, where there are several: so that the
 # next are on their way while one comes. Less than for one alone, as they share the line.
 STEP, SHARE = 2, 4
+# The same for a source that is alone: RENEW at first, as for others; twice as many after each answer
+# that was QUICK (s), as a fetch costs messages and a turn of the sender. So whoever comes later
+# still finds something to give, and little stays with a source that becomes slow.
+LONE_MOST, QUICK = 32, 0.1
 # Pieces under way from all helpers of one model; twice as many before one that has none under way
 # isn't asked, as others may be slow. They may all be waiting in memory for the disk.
 POOL = 16
@@ -66,6 +70,7 @@ class Source:
     heard: float = 0.0  # when it last sent a piece, or was asked while nothing was under way
     asks: list[Ask] = field(default_factory=list)
     last: float = 0.0  # seconds that its last answer took
+    step: int = RENEW  # pieces to ask it for, if it is alone
     idle: float = math.nan  # since when it is left in peace although it has something
     proved: bool = False  # it has answered, and wasn't late since
     lapses: int = 0
@@ -152,6 +157,7 @@ class Sources(Generic[K]):
         """All of a fetch is dealt with."""
         source.asks.remove(ask)
         source.last, source.proved = now - ask.since, True
+        source.step = min(LONE_MOST, 2 * source.step) if source.last < QUICK else RENEW
 
     def _next(self, source: Source, now: float) -> int:
         """The chunks to ask this one for; 0 for none."""
@@ -171,7 +177,7 @@ class Sources(Generic[K]):
     def _free(self, source: Source) -> int:
         """Pieces that it may be asked for now."""
         alone = len(self.all) == 1
-        step, window = (RENEW, WINDOW) if alone else (STEP, SHARE)
+        step, window = (source.step, source.step + RENEW) if alone else (STEP, SHARE)
         if not source.proved and not source.spared:
             window = step
         helping = sum(s.load for s in self.all.values() if not s.spared)
