@@ -37,7 +37,7 @@ FEW = 32
 # Pieces asked of one source at a time, and under way from it, where there are several: so that the
 # next are on their way while one comes. Less than for one alone, as they share the line.
 STEP, SHARE = 2, 4
-# The same for a source that is alone: RENEW at first, as for others; twice as many after each answer
+# The same for a source that is alone: RENEW at first; twice as many after each answer
 # that was QUICK (s), as a fetch costs messages and a turn of the sender. So whoever comes later
 # still finds something to give, and little stays with a source that becomes slow.
 LONE_MOST, QUICK = 32, 0.1
