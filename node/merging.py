@@ -8,12 +8,12 @@ A model's age is what its peer says. It is believed up to AGE_LEAD epochs beyond
 median, so one liar can neither make the others look stale nor outweigh them in a newcomer's start.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_high, median_low
-from typing import Final
+from typing import Final, TypeAlias
 
 from torch import Tensor
 
@@ -41,6 +41,14 @@ SEEN_LIMIT: Final = 4096
 header stays small in a swarm where peers come and go for months."""
 
 
+Judge: TypeAlias = Callable[[Arrival, Decoder], str | None]
+"""Looks at a model that could be averaged in; a sentence says why it isn't."""
+
+
+def trusting(_arrival: Arrival, _reader: Decoder) -> None:
+    """The judge that takes every model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Merged:
     """The position after a merge, what came into the model and what didn't."""
@@ -59,10 +67,16 @@ class _Fit:
 
 
 class Merger:
-    """Merges the models of one mailbox into state dicts of one schema."""
+    """Merges the models of one mailbox into state dicts of one schema.
 
-    def __init__(self, mailbox: Path, schema: list[str], staleness: float) -> None:
+    `judge` sees each model that is fit, before anything is averaged.
+    """
+
+    def __init__(
+        self, mailbox: Path, schema: list[str], staleness: float, judge: Judge = trusting
+    ) -> None:
         self._mailbox, self._schema, self._staleness = mailbox, schema, staleness
+        self._judge = judge
 
     def merge(self, own: Mapping[str, Tensor], position: Position) -> Merged:
         """Average all that has arrived since into `own`, in place."""
@@ -120,29 +134,44 @@ class Merger:
         refused: list[Refused] = []
         try:
             for arrival in found:
-                try:
-                    fit.append(self._open(arrival))
-                except FileNotFoundError:
-                    continue  # a newer one has come
-                except (WeightsError, OSError) as error:
-                    reason = " ".join(str(error).split())[:TEXT_LIMIT]
-                    refused.append(Refused(arrival.peer, arrival.seq, reason))
+                match self._look(arrival):
+                    case _Fit() as model:
+                        fit.append(model)
+                    case str(reason):
+                        reason = " ".join(reason.split())[:TEXT_LIMIT]
+                        refused.append(Refused(arrival.peer, arrival.seq, reason))
             yield fit, tuple(refused)
         finally:
             for model in fit:
                 model.reader.close()
 
+    def _look(self, arrival: Arrival | Unreadable) -> _Fit | str | None:
+        """Open a model, or say why it can't be averaged in; None if a newer one has come."""
+        try:
+            model = self._open(arrival)
+            if (reason := self._verdict(model)) is None:
+                return model
+            model.reader.close()
+            return reason
+        except FileNotFoundError:
+            return None
+        except (WeightsError, OSError) as error:
+            return str(error)
+
     def _open(self, arrival: Arrival | Unreadable) -> _Fit:
-        """Open a model and look through it. Raises WeightsError, OSError."""
+        """Open a model. Raises WeightsError, OSError."""
         if isinstance(arrival, Unreadable):
             raise WeightsError(arrival.reason)
-        reader = Decoder(arrival.path, arrival.encoding)
+        return _Fit(arrival, Decoder(arrival.path, arrival.encoding))
+
+    def _verdict(self, model: _Fit) -> str | None:
+        """Look through an open model; it is closed if that fails. Raises WeightsError, OSError."""
         try:
-            averaging.check(reader, self._schema)
+            averaging.check(model.reader, self._schema)
+            return self._judge(model.arrival, model.reader)
         except BaseException:
-            reader.close()
+            model.reader.close()
             raise
-        return _Fit(arrival, reader)
 
 
 def _believed(ages: Sequence[float], reference: float) -> list[float]:

@@ -10,6 +10,9 @@ from learning import arrive, filled, fresh, peer
 from p2pnode.node import encoding, weights
 from p2pnode.node.arrivals import Arrival, arrivals
 from p2pnode.node.checkpoint import Position
+from p2pnode.node.codec import BLOCK
+from p2pnode.node.encoding import Decoder
+from p2pnode.node.errors import WeightsError
 from p2pnode.node.merging import AGE_LEAD, BOOTSTRAP_MODELS, SEEN_LIMIT, Merger
 from p2pnode.node.orders import Refused
 from p2pnode.transport.manifest import ENCODINGS
@@ -195,6 +198,45 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     assert merged.averaged == ()
     assert {r.peer for r in merged.refused} == {peer(1).peer_id, peer(2).peer_id}
     assert all(isinstance(r, Refused) and "\n" not in r.reason for r in merged.refused)
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_a_judge_may_refuse_what_is_fit(tmp_path: Path, bootstrap: bool) -> None:
+    """It sees each fit model, open, and no broken one; what it says is the reason as it stands."""
+    arrive(tmp_path, 1, 1, {**filled(0.0), WEIGHT: torch.full((2, 2), math.nan)}, age=1.0)
+    for number, value in ((2, 3.0), (3, 7.0)):
+        arrive(tmp_path, number, 1, filled(value), age=1.0)
+    seen = []
+
+    def judge(arrival: Arrival, reader: Decoder) -> str | None:
+        value = reader.block(WEIGHT, 0, torch.empty(BLOCK, dtype=torch.uint8))[0].item()
+        seen.append(value)
+        return "it is wrong more often\nthan ours" if value == 7 else None
+
+    merging = Merger(tmp_path / "mailbox", weights.schema(fresh()), 1.0, judge)
+    own = filled(1.0)
+    if bootstrap:
+        merged = merging.bootstrap(own, START)
+    else:
+        merged = merging.merge(own, Position(1, 1.0, {}, (), None, None))
+    assert sorted(seen) == [3, 7]
+    assert [a.peer for a in merged.averaged] == [peer(2).peer_id]
+    reasons = {refused.peer: refused.reason for refused in merged.refused}
+    assert reasons[peer(3).peer_id] == "it is wrong more often than ours"
+    assert "NaN" in reasons[peer(1).peer_id]
+    assert own[WEIGHT][0, 0].item() == (3 if bootstrap else 2)
+
+
+def test_a_judge_that_can_t_read_a_model_refuses_it(tmp_path: Path) -> None:
+    """A file that breaks while it is judged costs this model, not the average."""
+    arrive(tmp_path, 1, 1, filled(3.0))
+
+    def judge(_arrival: Arrival, _reader: Decoder) -> str | None:
+        raise WeightsError("it is cut off")
+
+    merging = Merger(tmp_path / "mailbox", weights.schema(fresh()), 1.0, judge)
+    merged = merging.merge(filled(1.0), START)
+    assert not merged.averaged and "cut off" in merged.refused[0].reason
 
 
 # ── starting from the swarm ──────────────────────────────────────────────────────────────────
