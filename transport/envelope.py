@@ -37,6 +37,10 @@ class Kind(bytes, Enum):
     MANIFEST = b"manifest"
     PEER_RECORD = b"peer-record"
     CALL = b"call"
+    INVITE = b"invite"
+    MEMBER = b"member"
+    MEMBER_KEYS = b"member-keys"
+    NOTICE = b"notice"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@
     ├── MappingError         a router that maps no port for us
     │   └── MappingRefused   it could, and doesn't want to
     ├── CallError            a call to punch a hole that is not heeded
+    ├── SealedError          a sealed model or manifest that does not open
+    ├── MembershipError      a certificate, notice or key of a private swarm that doesn't hold
+    │   ├── InviteError      an invite that nobody can join with
+    │   └── UnknownGeneration  a key of the swarm that this member doesn't have
     └── ProtocolError        a message that is well-formed and not due
         └── TransferError    model bytes, or a request for some, that are not due
 
@@ -100,6 +104,22 @@ class ShelfError(TransportError):
 
 class CallError(TransportError):
     """This call is not heeded."""
+
+
+class SealedError(TransportError):
+    """This sealed model can't be opened."""
+
+
+class MembershipError(TransportError):
+    """This does not hold in the private swarm."""
+
+
+class InviteError(MembershipError):
+    """The invite can't be used."""
+
+
+class UnknownGeneration(MembershipError):
+    """This member does not have that key of the swarm."""
 
 
 class ProtocolError(TransportError):

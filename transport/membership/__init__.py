@@ -1,0 +1,1 @@
+"""Private swarms: who is a member, and what only members can read."""
