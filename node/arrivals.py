@@ -7,13 +7,16 @@ no error, it has a successor; and a file once open stays readable.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ..transport.envelope import peek
 from ..transport.errors import TransportError
 from ..transport.manifest import Manifest
+from .keyring import Keyring, stranger
+from .sealing import Opening, PlainFile
 
 _NAME: Final = re.compile(r"([1-9A-HJ-NP-Za-km-z]{1,64})-([0-9]{1,19})\.safetensors")
 
@@ -22,7 +25,7 @@ _NAME: Final = re.compile(r"([1-9A-HJ-NP-Za-km-z]{1,64})-([0-9]{1,19})\.safetens
 class Arrival:
     """A peer's model in the mailbox. `age` is epochs of training, `id` its envelope ID in hex.
 
-    `encoding` is what its manifest says of the file.
+    `encoding` is what its manifest says of the file, `opening` opens it, sealed or not.
     """
 
     peer: str
@@ -31,6 +34,7 @@ class Arrival:
     id: str
     age: float
     encoding: str
+    opening: Opening = field(default=PlainFile, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,18 @@ class Unreadable:
     reason: str
 
 
-def arrivals(mailbox: Path, seen: Mapping[str, int]) -> list[Arrival | Unreadable]:
-    """Return the newest model of each peer that is newer than the one `seen` of it."""
+def arrivals(
+    mailbox: Path, seen: Mapping[str, int], keyring: Keyring | None = None
+) -> list[Arrival | Unreadable]:
+    """Return the newest model of each peer that is newer than the one `seen` of it.
+
+    In a private swarm models and what they say are sealed; `keyring` opens them.
+    """
     newest: dict[str, tuple[int, Path]] = {}
     for peer, seq, path in _models(mailbox):
         if seq > seen.get(peer, -1) and seq >= newest.get(peer, (0, path))[0]:
             newest[peer] = (seq, path)
-    found = (_read(peer, seq, path) for peer, (seq, path) in sorted(newest.items()))
+    found = (_read(peer, seq, path, keyring) for peer, (seq, path) in sorted(newest.items()))
     return [arrival for arrival in found if arrival is not None]
 
 
@@ -58,12 +67,21 @@ def _models(mailbox: Path) -> Iterable[tuple[str, int, Path]]:
             yield match[1], int(match[2]), path
 
 
-def _read(peer: str, seq: int, path: Path) -> Arrival | Unreadable | None:
+def _read(peer: str, seq: int, path: Path, keyring: Keyring | None) -> Arrival | Unreadable | None:
     try:
         envelope = peek(path.with_suffix(".envelope").read_bytes())
-        manifest = Manifest.from_bytes(envelope.payload)
+        unveil = keyring.unveil if keyring else stranger
+        manifest = unveil(Manifest.from_bytes(envelope.payload))
     except FileNotFoundError:
         return None
     except (TransportError, OSError) as error:
         return Unreadable(peer, seq, str(error))
-    return Arrival(peer, seq, path, envelope.id.hex(), manifest.age, manifest.encoding)
+    return Arrival(
+        peer,
+        seq,
+        path,
+        envelope.id.hex(),
+        manifest.age,
+        manifest.encoding,
+        partial(keyring.open, peer, manifest.recipients) if keyring else PlainFile,
+    )

@@ -13,7 +13,7 @@ codec.py does it to one block; this file knows where blocks lie in files.
 from array import array
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import torch
 import zstandard
@@ -38,21 +38,29 @@ from .codec import (
     spans,
 )
 from .errors import WeightsError
+from .sealing import Creating, Opening, PlainFile, Target, create_plain
 from .weights import Entry, Reader
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
 
-def save(path: Path, state: Mapping[str, Tensor], encoding: str, seed: int) -> int:
+def save(
+    path: Path,
+    state: Mapping[str, Tensor],
+    encoding: str,
+    seed: int,
+    create: Creating = create_plain,
+) -> int:
     """Write a model so that the file appears whole; return its size in bytes.
 
     `seed` is of the rounding. Raises WeightsError for tensors that a file can't hold, OSError.
     """
     if encoding == RAW:
-        return weights.save(path, state)
+        weights.save(path, state, create=create)
+        return path.stat().st_size
     part = path.with_suffix(".part")
     try:
-        with part.open("wb") as file:
+        with create(part) as file:
             _Writer(file, weights.check(state), Codec.of(encoding), seed).write()
         part.replace(path)
     finally:
@@ -63,9 +71,7 @@ def save(path: Path, state: Mapping[str, Tensor], encoding: str, seed: int) -> i
 class _Writer:
     """Writes one encoded file."""
 
-    def __init__(
-        self, file: BinaryIO, state: Mapping[str, Tensor], codec: Codec, seed: int
-    ) -> None:
+    def __init__(self, file: Target, state: Mapping[str, Tensor], codec: Codec, seed: int) -> None:
         self._file, self._state, self._codec = file, state, codec
         self._aliases = weights.tied(state)
         self._names = sorted(state.keys() - self._aliases)
@@ -166,9 +172,9 @@ class Decoder:
     WeightsError where the file says something else or can't be right, OSError where there is none.
     """
 
-    def __init__(self, path: Path, encoding: str) -> None:
+    def __init__(self, path: Path, encoding: str, opening: Opening = PlainFile) -> None:
         self._codec = Codec.of(encoding)
-        self._reader = Reader(path)
+        self._reader = Reader(path, opening)
         self._frames: dict[str, array[int]] = {}
         try:
             self._read_metadata(encoding)

@@ -31,6 +31,7 @@ from ..transport.errors import TransportError
 from ..transport.manifest import Manifest
 from ..transport.outgoing import Held
 from ..transport.parts import PartFile
+from ..transport.veil import Unveil, plain
 
 # Room that stays free on the disk, for logs and checkpoints of everything else on the machine.
 RESERVE = 64 * 1024 * 1024
@@ -45,8 +46,8 @@ _SUFFIXES = (".safetensors", ".envelope")
 class Mailbox:
     """The index of the models here; it is the exchange's `Library`."""
 
-    def __init__(self, folder: Path, me: str, most_models: int) -> None:
-        self._me, self._most = me, most_models
+    def __init__(self, folder: Path, me: str, most_models: int, unveil: Unveil = plain) -> None:
+        self._me, self._most, self._unveil = me, most_models, unveil
         self._outbox, self._inbox = folder / "outbox", folder / "mailbox"
         self._parts, self._spare = self._inbox / "part", self._inbox / "spare"
         for place in (self._outbox, self._parts):
@@ -108,7 +109,7 @@ class Mailbox:
     def publish(self, path: Path, data: bytes) -> Held:
         """Our worker's new model with its sealed envelope: from now on it is the one we serve."""
         _write(path.with_suffix(".envelope"), data)
-        self._own = held = _held(path, data)
+        self._own = held = _held(path, data, self._unveil)
         return held
 
     def discard(self, path: Path) -> None:
@@ -166,22 +167,22 @@ class Mailbox:
         size, and zeros for what hadn't reached the disk. Our own is verified by whoever fetches it.
         """
         booted = _booted()
-        for held in sorted(_whole(self._inbox), key=lambda h: h.manifest.seq):
+        for held in sorted(_whole(self._inbox, self._unveil), key=lambda h: h.manifest.seq):
             if held.path.stat().st_mtime >= booted:
                 self._index(held)
         self._evict()
-        own = [held for held in _whole(self._outbox) if held.peer == self._me]
+        own = [held for held in _whole(self._outbox, self._unveil) if held.peer == self._me]
         self._own = max(own, key=lambda h: h.manifest.seq, default=None)
         _clear(self._inbox, self.models())
         _clear(self._outbox, [self._own] if self._own else [])
         _clear(self._parts, [])
 
 
-def _whole(folder: Path) -> Iterator[Held]:
+def _whole(folder: Path, unveil: Unveil) -> Iterator[Held]:
     """The models in a folder that have their envelope and their size."""
     for path in folder.glob("*.envelope"):
         with contextlib.suppress(OSError, TransportError):
-            held = _held(path.with_suffix(".safetensors"), path.read_bytes())
+            held = _held(path.with_suffix(".safetensors"), path.read_bytes(), unveil)
             if held.path.stat().st_size == held.manifest.size:
                 yield held
 
@@ -193,10 +194,11 @@ def _booted() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _held(path: Path, data: bytes) -> Held:
+def _held(path: Path, data: bytes, unveil: Unveil) -> Held:
     """Signatures were verified before a file came here, so they aren't again."""
     opened = envelopes.peek(data)
-    return Held(data, opened.id, opened.peer_id, Manifest.from_bytes(opened.payload), path)
+    manifest = unveil(Manifest.from_bytes(opened.payload))
+    return Held(data, opened.id, opened.peer_id, manifest, path)
 
 
 def _clear(folder: Path, kept: Iterable[Held]) -> None:

@@ -24,6 +24,7 @@ from .averaging import Part
 from .checkpoint import Position
 from .encoding import Decoder
 from .errors import WeightsError
+from .keyring import Keyring
 from .orders import TEXT_LIMIT, Averaged, Refused
 
 BOOTSTRAP_MODELS: Final = 8
@@ -69,18 +70,26 @@ class _Fit:
 class Merger:
     """Merges the models of one mailbox into state dicts of one schema.
 
-    `judge` sees each model that is fit, before anything is averaged.
+    `judge` sees each model that is fit, before anything is averaged; `keyring` opens those of a
+    private swarm.
     """
 
     def __init__(
-        self, mailbox: Path, schema: list[str], staleness: float, judge: Judge = trusting
+        self,
+        mailbox: Path,
+        schema: list[str],
+        staleness: float,
+        judge: Judge = trusting,
+        *,
+        keyring: Callable[[], Keyring | None] = lambda: None,
     ) -> None:
         self._mailbox, self._schema, self._staleness = mailbox, schema, staleness
-        self._judge = judge
+        self._judge, self._keyring = judge, keyring
 
     def merge(self, own: Mapping[str, Tensor], position: Position) -> Merged:
         """Average all that has arrived since into `own`, in place."""
-        with self._opened(arrivals(self._mailbox, position.seen)) as (fit, refused):
+        found = arrivals(self._mailbox, position.seen, self._keyring())
+        with self._opened(found) as (fit, refused):
             ages = [position.age, *(model.arrival.age for model in fit)]
             ages = _believed(ages, max(position.age, median_low(ages)))
             shares = averaging.shares(ages, position.age, self._staleness)
@@ -92,7 +101,8 @@ class Merger:
         They are for a fresh start; a checkpoint must be more than BOOTSTRAP_BEHIND epochs behind.
         The median of their ages is compared, and older ones than that count less.
         """
-        newest = sorted(arrivals(self._mailbox, {}), key=_age, reverse=True)[:BOOTSTRAP_MODELS]
+        found = arrivals(self._mailbox, {}, self._keyring())
+        newest = sorted(found, key=_age, reverse=True)[:BOOTSTRAP_MODELS]
         with self._opened(newest) as (fit, refused):
             needed = position.age + BOOTSTRAP_BEHIND if position.epoch else 0.0
             ages = [model.arrival.age for model in fit]
@@ -162,7 +172,7 @@ class Merger:
         """Open a model. Raises WeightsError, OSError."""
         if isinstance(arrival, Unreadable):
             raise WeightsError(arrival.reason)
-        return _Fit(arrival, Decoder(arrival.path, arrival.encoding))
+        return _Fit(arrival, Decoder(arrival.path, arrival.encoding, arrival.opening))
 
     def _verdict(self, model: _Fit) -> str | None:
         """Look through an open model; it is closed if that fails. Raises WeightsError, OSError."""

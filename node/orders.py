@@ -7,7 +7,7 @@ a value or WorkerProtocolError. JSON knows no NaN, so a loss that isn't finite i
 This module imports neither torch nor trio, so both processes can use it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
 
@@ -34,6 +34,29 @@ STATES: Final = ("loading", "bootstrapping", "training", "testing", "averaging",
 
 
 @dataclass(frozen=True, slots=True)
+class Audience:
+    """Some members that alone can read our models: a secret, wrapped for each of them (hex)."""
+
+    secret: str = field(repr=False)
+    recipients: tuple[str, ...]
+    wraps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """A private swarm's secrets (hex), in Setup and whenever there are newer ones; keyring.py."""
+
+    peer: str  # our own peer ID
+    swarm: str
+    owner: str
+    root: str = field(repr=False)
+    generations: dict[str, str] = field(repr=False)  # number → secret, numbers rising
+    x25519: str = field(repr=False)  # our own private keys, "" for none
+    hybrid: str = field(repr=False)
+    audience: Audience | None
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """The first order: what to train, on what, and where the files are."""
 
@@ -51,6 +74,7 @@ class Setup:
     folder: Path  # this swarm's mailbox, outbox and checkpoint
     staleness: float  # exponent of the weight of older models; 0 = all equal
     encoding: str  # of the models that are sent, one of transport.manifest.ENCODINGS
+    secrets: Secrets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +173,7 @@ class Model:
     after: Scores | None
     parents: tuple[str, ...]  # envelope IDs (hex) averaged in since the last Model
     encoding: str
+    recipients: tuple[str, ...] = ()  # who alone can read it, none for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +203,7 @@ class Failed:
     text: str
 
 
-Order: TypeAlias = Setup | Begin | Threads
+Order: TypeAlias = Setup | Begin | Threads | Secrets
 Report: TypeAlias = State | Ready | Began | Progress | Model | Epoch | Finished | Failed
 
 _ORDERS: Final = {kind.__name__: kind for kind in get_args(Order)}

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..transport.messages import TENSOR_TEXT_LIMIT, TENSORS_LIMIT
 from . import averaging, encoding, weights
 from .checkpoint import Position, Run, Store
+from .keyring import Keyring, from_order
 from .learner import Learner
 from .merging import Merger
 from .orders import (
@@ -34,9 +35,11 @@ from .orders import (
     Ready,
     Refused,
     Report,
+    Secrets,
     Setup,
     State,
 )
+from .sealing import create_plain
 from .shard import Shard
 from .task import Place, load_task
 
@@ -54,6 +57,9 @@ class Daemon(Protocol):
 
     def threads(self) -> int:
         """Return how many threads to use from now on; 0 = as they are."""
+
+    def secrets(self) -> Secrets | None:
+        """Return the newest secrets of a private swarm; None in an open one."""
 
 
 class Session:
@@ -79,7 +85,9 @@ class Session:
         self._schema = weights.schema(self._learner.state())
         fingerprint = weights.fingerprint(self._schema).hex()
         self._store = Store(setup.folder, Run(_identity(setup.task), str(shard), fingerprint))
-        self._merger = Merger(setup.folder / "mailbox", self._schema, setup.staleness)
+        self._merger = Merger(
+            setup.folder / "mailbox", self._schema, setup.staleness, keyring=self._keyring
+        )
         self._position = FRESH
         self._restore()
 
@@ -176,7 +184,9 @@ class Session:
         path = self._outbox / f"{self._position.epoch}-{os.getpid()}.safetensors"
         try:
             chance = self._learner.chance(self._position.epoch)
-            encoding.save(path, self._learner.state(), self._setup.encoding, chance)
+            keyring = self._keyring()
+            create = keyring.create if keyring else create_plain
+            encoding.save(path, self._learner.state(), self._setup.encoding, chance, create)
         except OSError as error:
             self._trouble("training", "this model isn't sent", error)
             return
@@ -193,8 +203,14 @@ class Session:
                 after=position.after,
                 parents=position.parents,
                 encoding=self._setup.encoding,
+                recipients=keyring.recipients if keyring else (),
             )
         )
+
+    def _keyring(self) -> Keyring | None:
+        """Return what seals and opens models now; None in an open swarm."""
+        secrets = self._daemon.secrets()
+        return from_order(secrets) if secrets else None
 
     # ── the models of others ─────────────────────────────────────────────────────────────────
 

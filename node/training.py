@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -19,13 +20,17 @@ from ..transport.manifest import EXPIRY, PARENTS_LIMIT, Manifest, chunk_size_for
 from ..transport.messages import TASK_LIMIT, Run
 from ..transport.outgoing import Held
 from ..transport.parts import digest_file
+from ..transport.sealed import sealed_size
 from ..transport.session import Session
+from ..transport.veil import veil
 from . import orders
 from .board import Board
 from .config import Config
 from .errors import HomeError
 from .home import cache_folder, fair_threads
+from .keyring import to_order
 from .mailbox import Mailbox
+from .seals import Seals
 from .start import Start
 from .status import printable
 from .trainer import Trainer
@@ -36,6 +41,8 @@ FILE_OVERHEAD = 8 + (8 << 20)
 # An encoding whose blocks don't shrink adds 4 bytes to each: one to so many, as the smallest tensor
 # that is encoded has 4096 (encoding.LEAST).
 ENCODED_MORE = 1024
+# What relays hear that a private swarm trains.
+PRIVATE = "private"
 # Models are offered at most this often: others average once an epoch, and they refuse a flood. Of
 # epochs that are shorter only the newest model is sent.
 PUBLISH_SECONDS = 0.5
@@ -61,15 +68,18 @@ class Training:
         clock: Callable[[], float],
         wall: Callable[[], float],
         log: Callable[[str, str], None],
+        seals: Seals | None = None,
     ) -> None:
-        self._config, self._identity = config, identity
+        self._config, self._identity, self._seals = config, identity, seals
         self._mailbox, self._exchange = mailbox, exchange
         self._start, self._board = start, board
         self._wall, self._log = wall, log
-        setup = _setup(config, folder)
+        self._told = to_order(seals.keyring()) if seals else None
+        setup = _setup(config, folder, self._told)
         self._threads = setup.threads
         self.trainer = Trainer(setup, self, clock=clock)
         self._terms: Terms | None = None
+        self._schema = b""
         self._models_in, self._models_out = trio.open_memory_channel[orders.Model](1)
         self._ready = trio.Event()
         self._awaited: set[Session] = set()  # who was offered our newest model and hasn't answered
@@ -122,9 +132,12 @@ class Training:
         assert self._terms is not None
         older = self._mailbox.own
         # A large file on a slow disk takes long, and stopping doesn't wait for it.
+        run = replace(self._terms.run, schema=self._schema)
         manifest = await trio.to_thread.run_sync(
-            manifest_of, model, self._terms.run, older, self._wall(), abandon_on_cancel=True
+            manifest_of, model, run, older, self._wall(), abandon_on_cancel=True
         )
+        if self._seals is not None:
+            manifest = veil(manifest, self._seals.secrets)
         data = seal(self._identity, Kind.MANIFEST, manifest.to_bytes())
         held = await trio.to_thread.run_sync(self._mailbox.publish, model.path, data)
         self._awaited = self._exchange.announce(held)
@@ -177,19 +190,37 @@ class Training:
 
     def _on_ready(self, ready: orders.Ready) -> None:
         self._board.ready(ready)
-        schema = bytes.fromhex(ready.schema)
-        tensors = tuple(map(printable, ready.tensors))
-        task = printable(self._config.task)[:TASK_LIMIT]
-        run = Run(self._config.swarm, task, schema, ready.parameters, tensors)
-        most = ready.model_bytes + ready.model_bytes // ENCODED_MORE + FILE_OVERHEAD
-        self._terms = Terms(run, most)
-        self._mailbox.keep(schema)
+        self._schema = bytes.fromhex(ready.schema)
+        self._terms = self._terms_of(ready)
+        self._mailbox.keep(self._schema)
         self._exchange.agree(self._terms)
         threads = f"{ready.threads} thread{'s' * (ready.threads != 1)}"
         self._log("info", f"ready: {ready.samples} samples on {ready.device}, {threads}")
         if ready.threads != self._threads:  # changed since the setup, which a new worker gets again
             self.trainer.order(orders.Threads(self._threads))
+        if self._told is not None:  # the same holds of secrets
+            self.trainer.order(self._told)
         self._ready.set()
+
+    def _terms_of(self, ready: orders.Ready) -> Terms:
+        """What we train, as others are told of it."""
+        tensors = tuple(map(printable, ready.tensors))
+        task = printable(self._config.task)[:TASK_LIMIT]
+        run = Run(self._config.swarm, task, self._schema, ready.parameters, tensors)
+        most = ready.model_bytes + ready.model_bytes // ENCODED_MORE + FILE_OVERHEAD
+        if self._seals is None:
+            return Terms(run, most)
+        swarm, schema = self._seals.secrets.id, self._seals.secrets.blind(self._schema)
+        relayed = Run(swarm, PRIVATE, schema, 0, ())
+        run = replace(run, swarm=swarm, schema=schema)
+        return Terms(run, sealed_size(most), relayed, self._seals.unveil)
+
+    def rekey(self) -> None:
+        """The swarm's secrets, or for whom our models are, have changed: tell the worker."""
+        told = to_order(self._seals.keyring()) if self._seals else None
+        if told is not None and told != self._told:
+            self._told = told
+            self.trainer.order(told)
 
     def _on_began(self, began: orders.Began) -> None:
         self._board.age = began.age
@@ -239,10 +270,11 @@ def manifest_of(model: orders.Model, run: Run, own: Held | None, now: float) -> 
         after=model.after,
         previous=own.id if own else None,
         parents=tuple(map(bytes.fromhex, model.parents[:PARENTS_LIMIT])),
+        recipients=model.recipients,
     )
 
 
-def _setup(config: Config, folder: Path) -> orders.Setup:
+def _setup(config: Config, folder: Path, secrets: orders.Secrets | None) -> orders.Setup:
     return orders.Setup(
         task=config.task,
         shard=config.shard,
@@ -258,4 +290,5 @@ def _setup(config: Config, folder: Path) -> orders.Setup:
         folder=folder,
         staleness=config.staleness,
         encoding=config.encoding,
+        secrets=secrets,
     )

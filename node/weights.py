@@ -13,7 +13,6 @@ Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -25,6 +24,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from .errors import WeightsError
+from .sealing import Creating, Opening, PlainFile, create_plain
 
 HEADER_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of a header: room for 80,000 tensors, and a hostile one can't fill the memory."""
@@ -148,14 +148,19 @@ def lines(entries: Mapping[str, Entry], aliases: Mapping[str, str]) -> list[str]
 # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
 
-def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
-    """Write a state dict so that the file appears whole; return its size in bytes.
+def save(
+    path: Path,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    create: Creating = create_plain,
+) -> int:
+    """Write a state dict so that the file appears whole; return its bytes before any sealing.
 
     Raises WeightsError for tensors that a file can't hold, OSError for a full disk.
     """
     part = path.with_suffix(".part")
     try:
-        written = write(part, state, metadata)
+        written = write(part, state, metadata, create)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -163,9 +168,12 @@ def save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | 
 
 
 def write(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    create: Creating = create_plain,
 ) -> int:
-    """Write a state dict tensor by tensor; return the file's size in bytes."""
+    """Write a state dict tensor by tensor; return its bytes before any sealing."""
     aliases = tied(check(state))
     entries = placed(
         {
@@ -174,7 +182,7 @@ def write(
             if name not in aliases
         }
     )
-    with path.open("wb") as file:
+    with create(path) as file:
         file.write(header(entries, {**(metadata or {}), **aliases}))
         for name in entries:
             file.write(data(state[name]))
@@ -226,8 +234,8 @@ class Reader:
     Raises WeightsError for a file that isn't safetensors, OSError where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+    def __init__(self, path: Path, opening: Opening = PlainFile) -> None:
+        self._file = opening(path)
         try:
             self._read_header(path)
         except BaseException:
@@ -245,12 +253,12 @@ class Reader:
         self._file.close()
 
     def _read_header(self, path: Path) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(8), "little")
+        size = self._file.size
+        length = int.from_bytes(self._bytes(0, 8), "little")
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             raise WeightsError(f"{path.name} isn't a safetensors file, or is cut off")
         try:
-            header = _parse(self._file.read(length))
+            header = _parse(self._bytes(8, length))
             self.metadata = _read_metadata(header)
             self.entries = _read_entries(header, 8 + length, size)
         except (ValueError, RecursionError) as error:
@@ -262,6 +270,10 @@ class Reader:
         }
         self.entries |= {alias: self.entries[name] for alias, name in self.aliases.items()}
 
+    def _bytes(self, place: int, count: int) -> bytes:
+        data = bytearray(count)
+        return bytes(data[: self._file.read(memoryview(data), place)])
+
     def schema(self) -> list[str]:
         """Describe the file in the same lines as `schema` describes a state dict."""
         return lines(self.entries, self.aliases)
@@ -271,12 +283,9 @@ class Reader:
 
         Raises WeightsError if the file has become shorter.
         """
-        view = into.numpy().data
         place = self.entries[name].start + offset
-        while view:
-            if not (count := os.preadv(self._file.fileno(), [view], place)):
-                raise WeightsError(f"{name!r} is cut off")
-            view, place = view[count:], place + count
+        if self._file.read(into.numpy().data, place) < len(into):
+            raise WeightsError(f"{name!r} is cut off")
 
     def tensors(self) -> dict[str, Tensor]:
         """Load everything into memory; tied names share one tensor."""

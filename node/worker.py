@@ -25,6 +25,7 @@ from .orders import (
     Failed,
     Order,
     Report,
+    Secrets,
     Setup,
     State,
     Threads,
@@ -43,12 +44,14 @@ class Pipes:
         self._orders, self._reports = orders, reports
         self._begin: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._threads = 0
+        self._secrets: Secrets | None = None
 
     def setup(self) -> Setup:
         """Read the first order, then go on reading in a thread. Raises WorkerProtocolError."""
         order = self._next()
         if not isinstance(order, Setup):
             raise WorkerProtocolError("the first order must be Setup")
+        self._secrets = order.secrets
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         return order
 
@@ -59,6 +62,10 @@ class Pipes:
     def threads(self) -> int:
         """Return how many threads were ordered last; 0 before any order."""
         return self._threads
+
+    def secrets(self) -> Secrets | None:
+        """Return the newest secrets of a private swarm; None in an open one."""
+        return self._secrets
 
     def report(self, report: Report) -> None:
         """Tell the daemon; end with it if it is gone."""
@@ -78,6 +85,8 @@ class Pipes:
                         self._begin.put(bootstrap)
                     case Threads(threads):
                         self._threads = threads
+                    case Secrets() as secrets:
+                        self._secrets = secrets
         except WorkerProtocolError as error:
             print(error, file=sys.stderr, flush=True)
         finally:

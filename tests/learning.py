@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from p2pnode.node import encoding, weights
-from p2pnode.node.orders import Report, Setup
+from p2pnode.node.keyring import Keyring, to_order
+from p2pnode.node.orders import Report, Secrets, Setup
+from p2pnode.node.sealing import create_plain
 from p2pnode.node.session import Session
 from p2pnode.node.task import Place, Task
 from p2pnode.transport.envelope import Kind, peek, seal
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.manifest import EXPIRY, Manifest, chunk_size_for
+from p2pnode.transport.veil import veil
 
 SAMPLES = 96
 HERE = "learning:Tiny"
@@ -135,6 +139,7 @@ class FakeDaemon:
         self.reports: list[Report] = []
         self.bootstrap = bootstrap
         self.ordered = 0
+        self.keyring: Keyring | None = None
 
     def report(self, report: Report) -> None:
         self.reports.append(report)
@@ -144,6 +149,9 @@ class FakeDaemon:
 
     def threads(self) -> int:
         return self.ordered
+
+    def secrets(self) -> Secrets | None:
+        return to_order(self.keyring) if self.keyring else None
 
     def of(self, kind: type) -> list[Any]:
         """All reports of this type."""
@@ -177,16 +185,19 @@ def arrive(
     age: float = 1.0,
     encoded: str = "raw",
     said: str = "",
+    keyring: Keyring | None = None,
 ) -> str:
     """Put a model of peer `number` into the mailbox as the daemon does; return its envelope ID.
 
-    Its manifest says the truth about how it is encoded, unless it has `said` something else.
+    Its manifest says the truth about how it is encoded, unless it has `said` something else. In a
+    private swarm both are sealed with this keyring.
     """
     mailbox = folder / "mailbox"
     mailbox.mkdir(parents=True, exist_ok=True)
     identity = peer(number)
     path = mailbox / f"{identity.peer_id}-{seq}.safetensors"
-    size = encoding.save(path.with_suffix(".new"), state, encoded, seed=1)
+    create = keyring.create if keyring else create_plain
+    size = encoding.save(path.with_suffix(".new"), state, encoded, 1, create)
     manifest = Manifest(
         swarm="main",
         seq=seq,
@@ -201,6 +212,8 @@ def arrive(
         samples=1,
         encoding=said or encoded,
     )
+    if keyring:
+        manifest = veil(replace(manifest, swarm=keyring.secrets.id), keyring.secrets)
     data = seal(identity, Kind.MANIFEST, manifest.to_bytes())
     path.with_suffix(".envelope").write_bytes(data)
     path.with_suffix(".new").replace(path)

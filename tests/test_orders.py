@@ -37,7 +37,7 @@ GOLDEN: dict[bytes, Any] = {
     b'"loss": null}\n': Progress(1, 3, 9, 640.5, None),
     b'{"type": "Model", "epoch": 2, "age": 1.5, "path": "/o/2.safetensors", "samples": 60, '
     b'"loss": 0.5, "before": {"loss": 0.25, "accuracy": 0.75}, "after": null, '
-    b'"parents": ["ab"], "encoding": "int8"}\n': Model(
+    b'"parents": ["ab"], "encoding": "int8", "recipients": []}\n': Model(
         2, 1.5, Path("/o/2.safetensors"), 60, 0.5, Scores(0.25, 0.75), None, ("ab",), "int8"
     ),
     b'{"type": "Epoch", "epoch": 1, "before": {"loss": 2.0, "accuracy": null}, '

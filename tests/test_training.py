@@ -15,6 +15,7 @@ import pytest
 import trio
 from blake3 import blake3
 from models import SCHEMA, body, file
+from sealing import OLD, SECRETS, Member
 from trio.testing import MockClock
 
 from lab import identity
@@ -24,6 +25,7 @@ from p2pnode.node.board import Board, Facts
 from p2pnode.node.config import load
 from p2pnode.node.errors import HomeError, TaskError
 from p2pnode.node.mailbox import Mailbox
+from p2pnode.node.seals import Seals
 from p2pnode.node.training import (
     ENCODED_MORE,
     FILE_OVERHEAD,
@@ -35,7 +37,9 @@ from p2pnode.transport.envelope import Kind, peek
 from p2pnode.transport.exchange import Terms
 from p2pnode.transport.identity import Identity
 from p2pnode.transport.manifest import EXPIRY, Manifest, Scores
+from p2pnode.transport.messages import Run
 from p2pnode.transport.outgoing import Held
+from p2pnode.transport.veil import plain
 
 ME, ALICE, BOB = (identity(n) for n in (1, 2, 3))
 WALL = 1_800_000_000.0
@@ -106,12 +110,12 @@ class Worker:
 class Node:
     """A training and its surroundings."""
 
-    def __init__(self, folder: Path, **flags: Any) -> None:
+    def __init__(self, folder: Path, seals: Seals | None = None, **flags: Any) -> None:
         config, _ = load({"home": str(folder), "linger": str(LINGER), **flags}, {})
         self.folder, self.wall = folder, WALL
         self.lines: list[tuple[str, str]] = []
         self.exchange, self.start = Exchange(), Start()
-        self.mailbox = Mailbox(folder, ME.peer_id, 64)
+        self.mailbox = Mailbox(folder, ME.peer_id, 64, seals.unveil if seals else plain)
         self.board = Board(
             Facts("", "", "main", "mnist", "0/1", 4, 64), trio.current_time, lambda: self.wall
         )
@@ -128,6 +132,7 @@ class Node:
             clock=trio.current_time,
             wall=lambda: self.wall,
             log=lambda level, line: self.lines.append((level, line)),
+            seals=seals,
         )
         self.setup: orders.Setup = self.training.trainer._setup
         self.worker = Worker(self.training)
@@ -616,5 +621,78 @@ def test_states_progress_and_prints(tmp_path: Path) -> None:
         assert (node.board.training.state, node.board.training.batch) == ("averaging", 3)
         assert node.said("warning") == ["no checkpoint: the disk is full"]
         assert node.said("info") == ["worker: hello"]
+
+    run(tmp_path, scene)
+
+
+# ── a private swarm ──────────────────────────────────────────────────────────────────────────
+
+
+def test_what_others_hear_of_a_private_swarm(tmp_path: Path) -> None:
+    """Members hear what is trained, under an opaque name; relays hear that there is something."""
+
+    async def scene(node: Node) -> None:
+        node.report(ready())
+        terms = node.exchange.terms
+        assert terms is not None
+        blinded = SECRETS.blind(SCHEMA)
+        assert terms.run == Run(SECRETS.id, "mnist", blinded, 1000, ("fc.weight F32 10x100",))
+        assert terms.relayed == Run(SECRETS.id, "private", blinded, 0, ())
+        assert terms.most > 4000 + module.FILE_OVERHEAD
+
+    run(tmp_path, scene, seals=Seals(ME.peer_id, Member()))
+
+
+def test_a_private_model_is_offered_veiled(tmp_path: Path) -> None:
+    """The envelope says nothing to strangers, the mailbox has the true manifest."""
+
+    async def scene(node: Node) -> None:
+        node.report(ready())
+        node.train(1, recipients=(ME.peer_id,))
+        await trio.sleep(1)
+        (held,) = node.exchange.offers
+        assert (held.manifest.epoch, held.manifest.samples, held.manifest.loss) == (1, 600, 0.25)
+        assert (held.manifest.schema, held.manifest.swarm) == (SCHEMA, SECRETS.id)
+        assert held.manifest.recipients == (ME.peer_id,)
+        outer = Manifest.from_bytes(peek(held.envelope).payload)
+        assert (outer.epoch, outer.samples, outer.loss, outer.recipients) == (0, 0, None, ())
+        assert outer.sealed is not None
+
+    run(tmp_path, scene, seals=Seals(ME.peer_id, Member()))
+
+
+def test_the_worker_hears_of_new_secrets(tmp_path: Path) -> None:
+    """With its setup, at once when they change, and again when a new worker is ready."""
+    member = Member(OLD)
+
+    async def scene(node: Node) -> None:
+        assert node.setup.secrets is not None
+        assert node.setup.secrets.generations.keys() == {"1"}
+        node.report(ready())
+        node.worker.orders.clear()
+        node.training.rekey()
+        assert node.worker.orders == [], "nothing has changed"
+        member.secrets = SECRETS
+        node.training.rekey()
+        (told,) = node.worker.orders
+        assert isinstance(told, orders.Secrets)
+        assert told.generations.keys() == {"1", "2"}
+        node.worker.orders.clear()
+        node.report(ready())
+        assert told in node.worker.orders
+
+    run(tmp_path, scene, seals=Seals(ME.peer_id, member))
+
+
+def test_an_open_swarm_has_no_secrets(tmp_path: Path) -> None:
+    """Nothing of all this is there."""
+
+    async def scene(node: Node) -> None:
+        assert node.setup.secrets is None
+        node.report(ready())
+        node.training.rekey()
+        assert not any(isinstance(order, orders.Secrets) for order in node.worker.orders)
+        assert node.exchange.terms is not None
+        assert node.exchange.terms.relayed is None
 
     run(tmp_path, scene)

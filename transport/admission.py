@@ -1,8 +1,8 @@
 """CORE: whether an offered model may come in, cheapest check first.
 
-Size → strict envelope → manifest → swarm, schema, freshness → signature. Nothing of the payload is
-asked for before all of them pass. What fails is a `Refusal`: a reason that is counted, and a
-detail that the peer is told.
+Size → strict envelope → manifest → swarm, schema, freshness → signature → seal. Nothing of the
+payload is asked for before all of them pass. What fails is a `Refusal`: a reason that is counted,
+and a detail that the peer is told.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from blake3 import blake3
 
 from . import envelope as envelopes
 from .envelope import Envelope, Kind
-from .errors import BadSignature, EnvelopeError, ManifestError
+from .errors import BadSignature, EnvelopeError, ManifestError, TransportError
 from .manifest import EXPIRY, Manifest
 from .messages import Run
+from .veil import Unveil, plain
 
 # Clocks of home machines are wrong by minutes, seldom by more.
 CLOCK_SKEW: Final = 600.0
@@ -39,6 +40,8 @@ FLOOD: Final = "flood"
 AUTHOR: Final = "author"
 MEMBER: Final = "member"
 ENCODING: Final = "encoding"
+SEALED: Final = "sealed"
+RECIPIENT: Final = "recipient"  # the model is for others: nobody's mistake
 
 
 class Refusal(Exception):
@@ -58,13 +61,19 @@ class Offered:
 
 
 def admit(
-    data: bytes, run: Run, most: int, newest: Callable[[str], int], now: float
+    data: bytes,
+    run: Run,
+    most: int,
+    newest: Callable[[str], int],
+    now: float,
+    unveil: Unveil = plain,
 ) -> Offered | None:
     """Check an offered envelope; None when that very model is here already.
 
     `most` is the size in bytes that a model of this run can have; `newest(peer ID)` is the highest
     sequence number taken from that peer so far (-1: none); `now` is Unix seconds by this machine's
-    clock. Raises Refusal.
+    clock; `unveil` gives the true manifest, where members of a private swarm read more than
+    others. Raises Refusal.
     """
     try:
         unverified = envelopes.peek(data)
@@ -79,9 +88,11 @@ def admit(
         return None
     _check_fresh(manifest, last, now)
     try:
-        return Offered(unverified.verify(Kind.MANIFEST), manifest)
+        return Offered(unverified.verify(Kind.MANIFEST), unveil(manifest))
     except BadSignature as error:
         raise Refusal(SIGNATURE, str(error)) from None
+    except TransportError as error:
+        raise Refusal(SEALED, str(error)) from None
 
 
 def _check_run(manifest: Manifest, run: Run, most: int) -> None:

@@ -27,6 +27,7 @@ from .pace import Limits
 from .parts import PartFile
 from .relayed import Relayed, RelayObserver
 from .session import Session, turn_away
+from .veil import Unveil, plain
 
 # What `want` is answered with: enough to start a newcomer from.
 WANT_LIMIT = 8
@@ -74,10 +75,15 @@ class Observer(RelayObserver, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What this node trains: the run, and the most bytes a model of it can have."""
+    """What this node trains: the run, and the most bytes a model of it can have.
+
+    In a private swarm relays hear of a `relayed` run that says less, and `unveil` reads manifests.
+    """
 
     run: Run
     most: int
+    relayed: Run | None = None
+    unveil: Unveil = plain
 
 
 class Exchange:
@@ -222,6 +228,12 @@ class Exchange:
 
     # -- Side: what relays hear of us, and what we take ------------------------------------------
 
+    async def hello_relay(self) -> Hello:
+        """The same for a relay, which in a private swarm is told no more than it needs."""
+        hello = await self.hello()
+        assert self._terms is not None
+        return Hello(self._terms.relayed, 0, ENCODINGS) if self._terms.relayed else hello
+
     async def hello(self) -> Hello:
         """The run and our newest epoch, once the model is built."""
         await self._agreed.wait()
@@ -237,7 +249,10 @@ class Exchange:
         """As admission.admit, for our run."""
         assert self._terms is not None
         terms, now = self._terms, self._wall()
-        return admission.admit(envelope, terms.run, terms.most, self._newest, now)
+        offered = admission.admit(envelope, terms.run, terms.most, self._newest, now, terms.unveil)
+        if offered and offered.manifest.recipients and self.me not in offered.manifest.recipients:
+            raise Refusal(admission.RECIPIENT, "this model is for others")
+        return offered
 
     def _newest(self, peer: str) -> int:
         if peer == self.me:

@@ -102,6 +102,10 @@ class Intake:
             session.say(Done(incoming.model))
 
     def refuse(self, session: Session, model: bytes, reason: str, detail: str) -> None:
-        """Count why a model isn't taken, and tell who offered it."""
-        self._keeper.rejected(reason, session.peer, detail)
+        """Count why a model isn't taken, and tell who offered it.
+
+        That it is for others is nobody's mistake: who passes it on may not know.
+        """
+        if reason != admission.RECIPIENT:
+            self._keeper.rejected(reason, session.peer, detail)
         session.say(Reject(model, reason, detail))

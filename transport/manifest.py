@@ -34,6 +34,15 @@ SIZE_LIMIT: Final = 2**46
 """64 TiB; a larger number is a lie."""
 
 PARENTS_LIMIT: Final = 256
+RECIPIENTS_LIMIT: Final = 64
+"""Peers that a model may be for; with 256 parents they fit SEALED_LIMIT."""
+
+SEALED_LIMIT: Final = 15 * 1024
+"""Bytes of what a private swarm's manifest hides; 256 parents and 64 recipients take 13 KiB."""
+
+PEER_LIMIT: Final = 64
+"""Characters of a peer ID."""
+
 SWARM_LIMIT: Final = 64
 """Characters of a swarm's name; one line of the screen."""
 
@@ -78,6 +87,8 @@ class Manifest:
     of names, shapes and dtypes; `digests` are the BLAKE3-256 digests of the chunks, one after
     the other; `before` and `after` are the last finished tests before and after averaging;
     `previous` is the sender's envelope before this one, `parents` are those averaged in since.
+    `recipients` are the only peers that can read the model, none for all. `sealed` is what the
+    manifest of a private swarm hides from strangers (veil.py); then the other values are void.
     """
 
     swarm: str
@@ -97,6 +108,8 @@ class Manifest:
     after: Scores | None = None
     previous: bytes | None = None
     parents: tuple[bytes, ...] = ()
+    recipients: tuple[str, ...] = ()
+    sealed: bytes | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -144,6 +157,8 @@ class Manifest:
             "after": _scores_value(self.after),
             "previous": self.previous,
             "parents": list(self.parents),
+            "recipients": list(self.recipients) or None,
+            "sealed": self.sealed,
         }
         return wire.encode({key: value for key, value in fields.items() if value is not None})
 
@@ -161,6 +176,7 @@ def _read(f: Fields) -> Manifest:
     if version != VERSION:
         raise ManifestError(f"version {version}, this p2pnode reads version {VERSION}")
     parents = f.items("parents", PARENTS_LIMIT)
+    recipients = f.items("recipients", RECIPIENTS_LIMIT)
     return Manifest(
         swarm=f.text("swarm", SWARM_LIMIT),
         seq=f.integer("seq"),
@@ -179,6 +195,8 @@ def _read(f: Fields) -> Manifest:
         after=_read_scores(f.map("after", default=None)),
         previous=f.bytes("previous", DIGEST, DIGEST, default=None),
         parents=tuple(parents.bytes(i, DIGEST, DIGEST) for i in parents),
+        recipients=tuple(recipients.text(i, PEER_LIMIT) for i in recipients),
+        sealed=f.bytes("sealed", 1, SEALED_LIMIT, default=None),
     )
 
 
@@ -235,6 +253,8 @@ def _check_lineage(m: Manifest) -> None:
     ids = [m.schema, *m.parents] + ([] if m.previous is None else [m.previous])
     if any(len(digest) != DIGEST for digest in ids):
         raise ManifestError(f"schema, previous or a parent does not have {DIGEST} bytes")
+    if len(m.recipients) > RECIPIENTS_LIMIT or len(m.sealed or b"") > SEALED_LIMIT:
+        raise ManifestError("too many recipients, or too much that is sealed")
 
 
 def _finite(name: str, value: float) -> None:

@@ -22,8 +22,8 @@ from .session import Session
 class Side(Protocol):
     """Our side of such a session: what the exchange says, offers and admits."""
 
-    async def hello(self) -> Hello:
-        """What we train, as soon as that is known."""
+    async def hello_relay(self) -> Hello:
+        """What a relay hears of what we train, as soon as that is known."""
 
     def own(self) -> list[Held]:
         """Our own newest model, if there is one that is worth an offer."""
@@ -77,7 +77,7 @@ class Relayed:
         session = Session(link, self, self._clock, limits=self._limits, relay=True)
         self.sessions[link.peer] = session
         try:
-            await session.run(self._side.hello)
+            await session.run(self._side.hello_relay)
         finally:
             self._stored.pop(session, None)
             if self.sessions.get(link.peer) is session:

@@ -236,7 +236,13 @@ class Session:
         self.say(Offer(held.envelope))
 
     def takes(self, held: Held) -> bool:
-        """Whether the peer can read a model; that it can't is reported once, as its refusal."""
+        """Whether a model is for the peer, and it can read it.
+
+        That it can't is reported once, as its refusal; a relay takes models for anybody.
+        """
+        recipients = held.manifest.recipients
+        if recipients and self.peer not in recipients and not self.relay:
+            return False
         encoding = held.manifest.encoding
         takes = self.hello is None or encoding in self.hello.encodings
         if not takes and not self._unreadable:
