@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 from learning import setup
+from sealing import KEYRING, OLD, content
 
+from p2pnode.node.errors import WeightsError
+from p2pnode.node.keyring import to_order
 from p2pnode.node.orders import (
     FAILED_LIMIT,
     Began,
@@ -20,12 +24,15 @@ from p2pnode.node.orders import (
     Epoch,
     Failed,
     Finished,
+    Model,
     Ready,
     Report,
     Threads,
     parse_report,
     to_line,
 )
+
+SEEN_BY_OTHERS = ("cmdline", "environ")
 
 TASK = '''
 import os, signal, sys, threading
@@ -170,6 +177,26 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, task: Path) -> None:
     assert [(r.epoch, r.age) for r in resumed if isinstance(r, Ready)] == [(2, 2.0)]
     assert [report.epoch for report in resumed if isinstance(report, Began)] == [2]
     assert [report.epoch for report in resumed if isinstance(report, Epoch)] == [3, 4]
+
+
+def test_secrets_come_on_the_pipe_alone(tmp_path: Path, task: Path) -> None:
+    """In a private swarm the models are sealed, from a new generation on with that; no secret stands
+    in arguments, environment, or what the worker prints."""
+    old = to_order(replace(KEYRING, secrets=OLD))
+    with worker(tmp_path) as running:
+        running.order(setup(tmp_path, task=f"{task}:Loud", epochs=1, secrets=old))
+        running.read(Ready)
+        seen = [Path(f"/proc/{running.process.pid}/{name}").read_bytes() for name in SEEN_BY_OTHERS]
+        running.order(to_order(KEYRING), Begin(False))
+        reports = running.read()
+        assert running.process.wait() == 0
+    (model,) = (report for report in reports if isinstance(report, Model))
+    assert content(model.path)
+    with pytest.raises(WeightsError, match="number 2; the newest here is 1"):
+        content(model.path, OLD)
+    seen.append((tmp_path / "stderr").read_bytes())
+    for secret in (old.root, *to_order(KEYRING).generations.values()):
+        assert not any(secret.encode() in text for text in seen)
 
 
 def test_a_mistake_and_a_crash(tmp_path: Path, task: Path) -> None:
