@@ -180,8 +180,8 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path: Path, task: Path) -> None:
 
 
 def test_secrets_come_on_the_pipe_alone(tmp_path: Path, task: Path) -> None:
-    """In a private swarm the models are sealed, from a new generation on with that; no secret stands
-    in arguments, environment, or what the worker prints."""
+    """In a private swarm models are sealed, from a new generation on with that; no secret stands in
+    arguments, environment, or what the worker prints."""
     old = to_order(replace(KEYRING, secrets=OLD))
     with worker(tmp_path) as running:
         running.order(setup(tmp_path, task=f"{task}:Loud", epochs=1, secrets=old))
